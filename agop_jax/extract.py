@@ -1,0 +1,205 @@
+"""Features of every layer of a trained network: model + variables + images -> {path: LayerFeatures}."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from agop_jax import agop, taps, taps_nnx
+from agop_jax.errors import UserError, unknown_name
+from agop_jax.layer_features import LayerFeatures
+from agop_jax.types import Array, PRNGKey, Variables
+
+METHODS = ("gram", "probe", "patch_jacobian")
+MAX_UNROLLED = 16  # reverse passes in one compiled step: more only lengthen compilation
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, weights (1 for an image, 0 for padding)
+
+
+def extract(
+    model: Any,
+    variables: Variables | None,
+    images: Any,
+    *,
+    method: str = "gram",
+    outputs: agop.Outputs = "logits",
+    labels: Any = None,
+    batch_size: int = 64,
+    num_probes: int = 2,
+    key: PRNGKey | None = None,
+    apply_kwargs: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> dict[str, LayerFeatures]:
+    """NFM and AGOP, in factored form, of every Conv and Dense layer of a network.
+
+    Args:
+      model: a Linen module, or an NNX module with `variables=None`. Its outputs may depend on their own image only; the
+        usual switches (`train`, `deterministic`, ...) are set to inference.
+      variables: the Linen module's parameters and statistics.
+      images: (n, h, w, c), already normalised as the network expects; or an iterable of such arrays, or of
+        (images, labels) pairs.
+      method: 'gram' (exact, one reverse pass an output), 'probe' (unbiased, `num_probes` reverse passes whatever the number
+        of outputs) or 'patch_jacobian' (the definition, slow and memory-hungry, one layer after another).
+      outputs: 'logits', a list of class indices, or 'loss' (cross-entropy with `labels`).
+      labels: (n,) classes, for 'loss'.
+      batch_size: images in one compiled step; the last batch is padded and masked.
+      num_probes: random +-1 cotangents an image; two or more for a standard error.
+      key: for 'probe'; `jax.random.key(0)` if not given.
+      apply_kwargs: further arguments of the model's call.
+      progress: show a bar.
+
+    Returns:
+      {layer path: LayerFeatures}, in the order of the network; sums in float32 at highest precision, divided by n.
+
+    Raises:
+      UserError: unknown method or output, no images, images or gradients that are not finite, batch statistics in use.
+    """
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    output = agop.output_function(outputs)
+    if outputs == "loss" and labels is None and hasattr(images, "shape"):
+        raise UserError("outputs='loss' needs labels: extract(..., labels=labels)")
+    batches = stream(images, labels, batch_size)
+    first = next(batches, None)
+    if first is None:
+        raise UserError("extract: wanted at least one image, got none")
+    total = math.ceil(len(images) / batch_size) if hasattr(images, "shape") else None
+    bar = tqdm(
+        itertools.chain([first], batches), f"extract ({method})", total, unit="batch", disable=not progress, leave=False
+    )
+    variables, tapped = _tap(model, variables, jnp.asarray(first[0]), **(apply_kwargs or {}))
+    kernels = _kernels(tapped, variables, first[0])
+    if method == "patch_jacobian":
+        return _by_definition(tapped, kernels, output, variables, bar)
+    if method == "gram":
+        return _exact(tapped, kernels, output, variables, bar)
+    return _probed(tapped, kernels, output, variables, bar, num_probes, jax.random.key(0) if key is None else key)
+
+
+def stream(images: Any, labels: Any, batch_size: int) -> Iterator[Batch]:
+    """Batches of exactly `batch_size`: arrays are cut, the last piece of each is padded with copies of weight zero."""
+    for pieces in [(images, labels)] if hasattr(images, "shape") else map(_pair, images):
+        for start in range(0, len(pieces[0]), batch_size):
+            yield _padded(*(None if piece is None else piece[start : start + batch_size] for piece in pieces), batch_size)
+
+
+def _pair(element: Any) -> tuple[Any, Any]:
+    return tuple(element) if isinstance(element, tuple | list) else (element, None)
+
+
+def _padded(images: Any, labels: Any, batch_size: int) -> Batch:
+    images = np.asarray(images)
+    labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
+    if images.ndim != 4 or labels.shape != images.shape[:1]:
+        raise UserError(f"extract: wanted images (n, h, w, c) and labels (n,), got {images.shape} and {labels.shape}")
+    if not np.isfinite(images).all():
+        raise UserError("extract: the images hold NaN or infinity: clean them, or check their normalisation")
+    missing = batch_size - len(images)
+    weights = np.r_[np.ones(len(images)), np.zeros(missing)].astype(np.float32)
+    repeat = lambda array: np.concatenate([array, np.repeat(array[:1], missing, axis=0)])  # noqa: E731
+    return repeat(images), repeat(labels), weights
+
+
+def _tap(model: Any, variables: Variables | None, images: Array, **kwargs: Any) -> tuple[Variables, taps.TappedModel]:
+    if isinstance(model, nnx.Module):
+        return taps_nnx.tap(model, variables, images, **kwargs)
+    if variables is None:
+        raise UserError("extract: a Linen model needs its variables: extract(model, variables, images)")
+    return variables, taps.tap(model, variables, images, **kwargs)
+
+
+def _kernels(tapped: taps.TappedModel, variables: Variables, images: np.ndarray) -> dict[str, Array]:
+    """Kernels as the layers use them: masked, or transformed by a wrapper such as `nn.WeightNorm`."""
+    used = lambda v, x: {path: calls[0].kernel for path, calls in tapped.apply(v, None, x)[1].items()}  # noqa: E731
+    return jax.jit(used)(variables, images[:1])
+
+
+def _exact(tapped, kernels, output, variables, batches: Iterable[Batch]) -> dict[str, LayerFeatures]:
+    @jax.jit
+    def step(variables, images, labels, weights, rows):
+        cotangents = rows[:, None, :] * weights[None, :, None]
+        return agop.gradient_grams(tapped, output, variables, images, labels, cotangents)
+
+    count, total, chunks = 0, None, None
+    for images, labels, weights in batches:
+        chunks = _identity_chunks(_num_outputs(tapped, output, variables, images, labels)) if chunks is None else chunks
+        for rows in chunks:
+            total = _add(total, step(variables, images, labels, weights, rows))
+        count += int(weights.sum())
+    grams = {path: gram / count for path, gram in total.items()}
+    return _finish(tapped, kernels, count, gradient_gram=grams)
+
+
+def _probed(
+    tapped, kernels, output, variables, batches: Iterable[Batch], num_probes: int, key: PRNGKey
+) -> dict[str, LayerFeatures]:
+    if num_probes < 1:
+        raise UserError(f"num_probes: wanted 1 or more, got {num_probes}")
+
+    @jax.jit
+    def step(variables, images, labels, weights, key):
+        num_outputs = _num_outputs(tapped, output, variables, images, labels)
+        signs = jax.random.rademacher(key, (num_probes, len(images), num_outputs), jnp.float32)
+        cotangents = signs * weights[None, :, None]
+        passes = agop.gradient_grams(tapped, output, variables, images, labels, cotangents, keep_passes=True)
+        variances = {path: agop.probe_variance(matrices[path], grams) for path, grams in passes.items()}
+        return {path: grams.mean(0) for path, grams in passes.items()}, variances
+
+    matrices = {path: features.matrix for path, features in _finish(tapped, kernels, 0).items()}
+    count, total = 0, None
+    for index, (images, labels, weights) in enumerate(batches):
+        total = _add(total, step(variables, images, labels, weights, jax.random.fold_in(key, index)))
+        count += int(weights.sum())
+    grams = {path: gram / count for path, gram in total[0].items()}
+    errors = {path: jnp.sqrt(variance) / count for path, variance in total[1].items()}
+    return _finish(tapped, kernels, count, gradient_gram=grams, standard_error=errors)
+
+
+def _by_definition(tapped, kernels, output, variables, batches: Iterable[Batch]) -> dict[str, LayerFeatures]:
+    steps = {path: jax.jit(partial(agop.patch_agop, tapped, output, path=path)) for path in tapped.specs}
+    count, total = 0, None
+    for images, labels, weights in batches:
+        sums = {path: step(variables, jnp.asarray(images), labels, weights) for path, step in steps.items()}
+        total = _add(total, sums)
+        count += int(weights.sum())
+    agops = {path: matrix / count for path, matrix in total.items()}
+    return _finish(tapped, kernels, count, patch_agop=agops)
+
+
+def _num_outputs(tapped, output, variables, images, labels) -> int:
+    shape = jax.eval_shape(lambda v, x, y: output(tapped.apply(v, None, x)[0], y), variables, images, labels).shape
+    if len(shape) != 2:
+        raise UserError(f"the network must return logits (n, classes), got shape {shape}")
+    return shape[1]
+
+
+def _identity_chunks(num_outputs: int) -> list[np.ndarray]:
+    """Rows of the identity in equal parts; rows of zeros fill the last, so that one compiled step serves all."""
+    parts = math.ceil(num_outputs / MAX_UNROLLED)
+    rows = math.ceil(num_outputs / parts)
+    return np.split(np.eye(rows * parts, num_outputs, dtype=np.float32), parts)
+
+
+def _add(total: Any, part: Any) -> Any:
+    return part if total is None else jax.tree.map(jnp.add, total, part)
+
+
+def _finish(tapped: taps.TappedModel, kernels: dict[str, Array], count: int, **sums: Any) -> dict[str, LayerFeatures]:
+    features = {}
+    for path, spec in tapped.specs.items():
+        found = {name: values[path] for name, values in sums.items()}
+        for name in {"gradient_gram", "patch_agop"} & set(found):
+            found[name] = found[name] if spec.groups > 1 else found[name].squeeze(-3)
+            if not bool(jnp.isfinite(found[name]).all()):
+                raise UserError(f"layer {path!r}: the gradients hold NaN or infinity: did the donor's training diverge?")
+        found.setdefault("gradient_gram", None)
+        features[path] = LayerFeatures(
+            kernel=kernels[path], count=count, path=path, groups=spec.groups, stacked=spec.stacked, **found
+        )
+    return features
