@@ -1,0 +1,73 @@
+"""From uint8 on the device to what the network sees. The host sends indices only."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agop_jax.data.sources import Dataset, Split, balanced_order
+from agop_jax.errors import UserError
+from agop_jax.types import Array, Float, Images, PRNGKey
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Normalisation and augmentation, to be called inside jit.
+
+    Attributes:
+      mean, std: per channel, in units of pixel / 255.
+      pad: pixels of zero padding for a random crop of the original size; 0 for none.
+      flip: mirror half of the images, drawn at random.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pad: int = 0
+    flip: bool = False
+
+    @classmethod
+    def of(cls, dataset: Dataset, pad: int = 0, flip: bool = False) -> "Pipeline":
+        """With the constants of this data set's training split."""
+        return cls(tuple(map(float, dataset.mean)), tuple(map(float, dataset.std)), pad, flip)
+
+    def normalize(self, images: Images) -> Float[Array, "n h w c"]:
+        """uint8 to (pixel / 255 - mean) / std in float32."""
+        return (images.astype(jnp.float32) / 255 - jnp.array(self.mean)) / jnp.array(self.std)
+
+    def augment(self, images: Images, key: PRNGKey) -> Images:
+        """Pad-crop and mirror, on uint8; the identity where both are off."""
+        crop_key, flip_key = jax.random.split(key)
+        if self.pad:
+            images = _random_crop(images, crop_key, self.pad)
+        if self.flip:
+            mirrored = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
+            images = jnp.where(mirrored, images[:, :, ::-1], images)
+        return images
+
+
+def _random_crop(images: Images, key: PRNGKey, pad: int) -> Images:
+    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    offsets = jax.random.randint(key, (len(images), 2), 0, 2 * pad + 1)
+    crop = lambda image, offset: jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), images.shape[1:])
+    return jax.vmap(crop)(padded, offsets)
+
+
+def subset(split: Split, size: int | None, seed: int) -> np.ndarray:
+    """Indices of `size` images of a split, every class in proportion; all of them for None."""
+    if size is not None and not 0 < size <= len(split.labels):
+        raise UserError(f"train_size: wanted 1 to {len(split.labels)} (what the validation split leaves), got {size}")
+    return balanced_order(split.labels, seed)[:size]
+
+
+def batch_indices(indices: np.ndarray, batch_size: int, step: int, seed: int) -> np.ndarray:
+    """The images of one training step: a function of (seed, epoch), so that a resumed run needs the step alone.
+
+    Every epoch is a fresh permutation; a last, incomplete batch is left out.
+    """
+    per_epoch = len(indices) // batch_size
+    if per_epoch == 0:
+        raise UserError(f"batch_size {batch_size} is larger than the training set of {len(indices)} images")
+    epoch, place = divmod(step, per_epoch)
+    order = np.random.default_rng((seed, epoch)).permutation(len(indices))
+    return indices[order[place * batch_size : (place + 1) * batch_size]]

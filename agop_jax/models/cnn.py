@@ -1,0 +1,49 @@
+"""Small networks without normalisation."""
+
+import flax.linen as nn
+
+from agop_jax.errors import UserError
+from agop_jax.models.layers import Conv, max_pool
+from agop_jax.types import Array, Float
+
+
+def scaled(features: int, width: float) -> int:
+    """A number of channels times the width factor, at least one."""
+    return max(1, round(features * width))
+
+
+class SmallCNN(nn.Module):
+    """3x3 convolutions with ReLU, halved in size after each but the last while larger than 1, global mean, one Dense.
+
+    Takes images of any size and number of channels. The default is the network of the transfer experiments.
+    """
+
+    num_classes: int
+    width: float = 1.0
+    features: tuple[int, ...] = (32, 64, 128, 128)
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
+        for index, features in enumerate(self.features):
+            x = nn.relu(Conv(scaled(features, self.width), (3, 3))(x))
+            if index < len(self.features) - 1 and min(x.shape[1:3]) > 1:
+                x = max_pool(x)
+        return nn.Dense(self.num_classes)(x.mean((1, 2)))
+
+
+class LeNet5(nn.Module):
+    """LeCun et al. 1998 with ReLU and max-pooling, as in today's textbooks; 28 x 28 images are padded to its 32 x 32."""
+
+    num_classes: int
+    width: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
+        if min(x.shape[1:3]) < 12:
+            raise UserError(f"lenet5: wanted images of at least 12 x 12, got {x.shape[1]} x {x.shape[2]}")
+        x = max_pool(nn.relu(Conv(scaled(6, self.width), (5, 5), padding=2 if x.shape[1] == 28 else 0)(x)))
+        x = max_pool(nn.relu(Conv(scaled(16, self.width), (5, 5), padding="VALID")(x)))
+        x = x.reshape(len(x), -1)
+        for features in (120, 84):
+            x = nn.relu(nn.Dense(scaled(features, self.width))(x))
+        return nn.Dense(self.num_classes)(x)

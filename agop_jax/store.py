@@ -1,0 +1,192 @@
+"""Everything that goes to disk as arrays, through Orbax; the only module that knows Orbax.
+
+A saved directory holds `arrays/` (Orbax) and `metadata.json` (shapes, versions, size and checksum of every file). It is
+written under a temporary name and renamed, so that it is whole or absent. Nothing is pickled.
+"""
+
+import json
+import os
+import shutil
+import uuid
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from agop_jax import trees
+from agop_jax.errors import UserError
+from agop_jax.initializers import REFERENCE_IMAGES
+from agop_jax.layer_features import LayerFeatures
+
+FORMAT = 1
+METADATA, ARRAYS = "metadata.json", "arrays"
+ARRAY_FIELDS = ("kernel", "gradient_gram", "standard_error", "patch_agop")
+STATIC_FIELDS = ("path", "count", "groups", "stacked")
+
+
+def save_features(
+    path: str | os.PathLike, features: Mapping[str, LayerFeatures], metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Writes features as a new directory.
+
+    Args:
+      path: must not exist: nothing saved is overwritten.
+      features: as `extract` returns them.
+      metadata: JSON values worth keeping: model, data, number of images, outputs, method.
+    """
+    arrays = {str(index): _arrays(layer) for index, layer in enumerate(features.values())}
+    layers = [{name: getattr(layer, name) for name in STATIC_FIELDS} for layer in features.values()]
+    save_arrays(path, arrays, {**(metadata or {}), "layers": layers})
+
+
+def load_features(path: str | os.PathLike) -> dict[str, LayerFeatures]:
+    """Reads what `save_features` wrote.
+
+    Raises:
+      UserError: the directory or a file of it is missing, truncated, changed, of another format or of other shapes.
+    """
+    arrays, metadata = load_arrays(path)
+    if "layers" not in metadata:
+        raise UserError(f"{str(path)!r} holds arrays but no features")
+    found = [LayerFeatures(**layer, **{"gradient_gram": None, **arrays[str(i)]}) for i, layer in enumerate(metadata["layers"])]
+    return {layer.path: layer for layer in found}
+
+
+def load_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """The `metadata` given to `save_features` or `save_arrays`, and under 'versions' what wrote it."""
+    described = _read_metadata(_absolute(path))
+    return {**described["metadata"], "versions": described["versions"]}
+
+
+def save_arrays(path: str | os.PathLike, tree: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """Writes nested dictionaries of arrays, such as a model's variables, as a new directory; see `save_features`."""
+    path = _absolute(path)
+    if path.exists():
+        raise UserError(f"{str(path)!r} exists already: delete it or choose another path")
+    described = {
+        "format": FORMAT,
+        "versions": {"jax": jax.__version__, "flax": flax.__version__, "orbax": ocp.__version__},
+        "shapes": {name: [list(array.shape), str(array.dtype)] for name, array in trees.flatten(tree).items()},
+        "metadata": dict(metadata),
+    }
+
+    def write(temporary: Path) -> None:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(temporary / ARRAYS, tree)
+        (temporary / METADATA).write_text(json.dumps({**described, "files": _checksums(temporary)}, indent=1))
+
+    _write_directory(path, write)
+
+
+def load_arrays(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tree and the metadata that `save_arrays` wrote, checked file by file."""
+    path = _absolute(path)
+    described = _read_metadata(path)
+    _check_files(path, described["files"])
+    shapes = {name: (tuple(shape), dtype) for name, (shape, dtype) in described["shapes"].items()}
+    try:
+        wanted = trees.unflatten({name: jax.ShapeDtypeStruct(*what) for name, what in shapes.items()})
+        with ocp.StandardCheckpointer() as checkpointer:
+            found = checkpointer.restore(path / ARRAYS, wanted)
+    except Exception as error:  # Orbax and TensorStore raise ValueError, KeyError, JSONDecodeError, FileNotFoundError, ...
+        raise UserError(f"{str(path)!r} cannot be read ({_first_line(error)}): delete it and make it anew") from error
+    for name, array in trees.flatten(found).items():
+        if array.shape != shapes[name][0]:
+            wanted_shape = f"wanted {name} of shape {shapes[name][0]}, got {array.shape}"
+            raise UserError(f"{str(path)!r}: {wanted_shape}: delete it and make it anew")
+    return found, described["metadata"]
+
+
+def export(directory: str | os.PathLike, features: Mapping[str, LayerFeatures]) -> None:
+    """Dense matrices for users of the older PyTorch project, as a new directory.
+
+    `nfm/layer_{i}.csv` and `agop/layer_{i}.csv`, i counting the ungrouped 2-D convolutions, in that project's convention:
+    patches in (cin, kh, kw) order, and for `agop` the root of a sum over 11 images. `dense.npz` holds `nfm_{i}` and
+    `agop_{i}` in ours (HWI order, AGOP as a mean, no root) and `paths`.
+
+    Size and time grow with k^2 a layer: 275 MB a file for k = 4608.
+    """
+    directory = _absolute(directory)
+    if directory.exists():
+        raise UserError(f"export: {str(directory)!r} exists already: delete it or choose another path")
+    layers = [layer for layer in features.values() if layer.kernel.ndim == 4 and not layer.stacked and layer.groups == 1]
+    if not layers:
+        raise UserError(f"export: wanted 2-D convolutions without groups, got {', '.join(features)}")
+    _write_directory(directory, lambda temporary: _write_dense(temporary, layers))
+
+
+def _write_dense(directory: Path, layers: list[LayerFeatures]) -> None:
+    dense = {"paths": np.array([layer.path for layer in layers])}
+    for index, layer in enumerate(layers):
+        nfm, agop = np.asarray(layer.nfm.dense()), np.asarray(layer.agop.dense())
+        dense |= {f"nfm_{index}": nfm, f"agop_{index}": agop}
+        order = _channels_first(layer.kernel.shape)
+        root = np.asarray(layer.agop.scale(REFERENCE_IMAGES).power(0.5).dense())
+        for name, matrix in (("nfm", nfm), ("agop", root)):
+            (directory / name).mkdir(exist_ok=True)
+            np.savetxt(directory / name / f"layer_{index}.csv", matrix[np.ix_(order, order)], delimiter=",")
+    np.savez(directory / "dense.npz", **dense)
+
+
+def _channels_first(shape: tuple[int, ...]) -> np.ndarray:
+    kh, kw, cin, _ = shape
+    return np.arange(kh * kw * cin).reshape(kh, kw, cin).transpose(2, 0, 1).ravel()
+
+
+def _absolute(path: str | os.PathLike) -> Path:
+    return Path(path).expanduser().absolute()  # Orbax takes no relative path
+
+
+def _arrays(layer: LayerFeatures) -> dict[str, jax.Array]:
+    return {name: value for name in ARRAY_FIELDS if (value := getattr(layer, name)) is not None}
+
+
+def _write_directory(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write` with a temporary directory and renames it to `path` when done."""
+    temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _checksums(directory: Path) -> dict[str, list[int]]:
+    """[size in bytes, CRC-32] of every file, by relative path."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): [path.stat().st_size, zlib.crc32(path.read_bytes())] for path in files}
+
+
+def _check_files(path: Path, wanted: Mapping[str, list[int]]) -> None:
+    """Before Orbax reads: it passes over some damage and meets the rest with pages of asynchronous tracebacks."""
+    found = _checksums(path)
+    for name, (size, checksum) in wanted.items():
+        if name not in found:
+            raise UserError(f"{str(path / name)!r} is missing: restore it, or delete {str(path)!r} and make it anew")
+        if found[name] != [size, checksum]:
+            state = "was changed" if found[name][0] == size else f"has {found[name][0]} bytes, wanted {size}"
+            raise UserError(f"{str(path / name)!r} {state}: restore it, or delete {str(path)!r} and make it anew")
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    file = path / METADATA
+    try:
+        described = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{str(file)!r} is missing: nothing was saved there, or not by this program") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{str(file)!r} is damaged ({_first_line(error)}): delete the directory and make it anew") from None
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        found = described.get("format") if isinstance(described, dict) else type(described).__name__
+        raise UserError(f"{str(file)!r}: wanted format {FORMAT}, got {found}: delete the directory and make it anew")
+    return described
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,250 @@
+"""One training loop for donors and recipients.
+
+Everything a run depends on is an argument: the initial variables, the images' indices, the learning rate and the seed. The
+compiled step takes them as data, so that all initialisations, seeds and learning rates of one network share it.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from agop_jax.data import Dataset, Pipeline, Split, batch_indices
+from agop_jax.errors import UserError, unknown_name
+from agop_jax.taps import inference_arguments
+from agop_jax.types import Array, PRNGKey, Variables
+
+EVALUATED_AT = (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)  # per cent of the steps
+EVALUATION_BATCH = 500
+OPTIMIZERS = ("sgd", "adam")
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The part of a run that is compiled in.
+
+    Attributes:
+      steps: the budget.
+      batch_size: images a step.
+      optimizer: 'sgd' (with momentum) or 'adam'.
+      momentum: of SGD.
+      weight_decay: L2, added to the gradient, as in PyTorch's SGD.
+      schedule: 'constant', or 'cosine' from the peak to zero.
+    """
+
+    steps: int
+    batch_size: int = 64
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
+        if self.schedule not in SCHEDULES:
+            raise unknown_name("schedule", self.schedule, SCHEDULES)
+        if self.steps < 1 or self.batch_size < 1:
+            raise UserError(f"train: wanted steps and batch_size of 1 or more, got {self.steps} and {self.batch_size}")
+
+
+@struct.dataclass
+class TrainState:
+    """All that a run carries from step to step; saved whole, so that a resumed run is the same run."""
+
+    step: Array
+    variables: Variables
+    optimizer: Any
+    loss_sum: Array  # of the mini-batches since the last evaluation
+    correct: Array
+
+
+@dataclass
+class Run:
+    """A run in progress or done: its state and one record for each evaluation."""
+
+    state: TrainState
+    history: list[dict[str, Any]] = field(default_factory=list)
+    diverged: bool = False
+
+
+@dataclass(frozen=True)
+class DeviceData:
+    """A data set on the device, as uint8."""
+
+    train: Split
+    validation: Split
+    test: Split
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "DeviceData":
+        """Copies the three splits once."""
+        return cls(*(Split(*map(jnp.asarray, split)) for split in (dataset.train, dataset.validation, dataset.test)))
+
+
+class Trainer:
+    """Compiled steps for one network, pipeline and settings.
+
+    `traces` counts how often the training step was traced, which is how often it was compiled.
+    """
+
+    def __init__(self, model: nn.Module, pipeline: Pipeline, settings: Settings) -> None:
+        self.model, self.pipeline, self.settings = model, pipeline, settings
+        self.traces = 0
+        self._inference = inference_arguments(type(model).__call__)
+        self._optimizer = optax.inject_hyperparams(_optimizer, static_args=("settings",))(
+            learning_rate=0.0, settings=settings
+        )
+        self.step = jax.jit(self._step, donate_argnums=0)
+        self._batch_sums = jax.jit(self._evaluate_batch)
+
+    def start(self, variables: Variables) -> TrainState:
+        """The state before the first step."""
+        variables = jax.tree.map(jnp.array, dict(variables))  # a copy: the step donates its buffers
+        zero = lambda: jnp.zeros((), jnp.float32)
+        return TrainState(jnp.zeros((), jnp.int32), variables, self._optimizer.init(variables["params"]), zero(), zero())
+
+    def _step(
+        self, state: TrainState, split: Split, indices: Array, learning_rate: Array, key: PRNGKey
+    ) -> TrainState:
+        self.traces += 1
+        key = jax.random.fold_in(key, state.step)
+        augment_key, dropout_key = jax.random.split(key)
+        images = self.pipeline.normalize(self.pipeline.augment(split.images[indices], augment_key))
+        labels = split.labels[indices]
+        others = {name: value for name, value in state.variables.items() if name != "params"}
+
+        def loss_fn(params):
+            logits, changed = self.model.apply(
+                {"params": params, **others},
+                images,
+                mutable=list(others),
+                rngs={"dropout": dropout_key},
+                **{name: not value for name, value in self._inference.items()},
+            )
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            return loss, (changed, (logits.argmax(-1) == labels).mean())
+
+        (loss, (others, accuracy)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.variables["params"])
+        state.optimizer.hyperparams["learning_rate"] = learning_rate * self._decay(state.step)
+        updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.variables["params"])
+        params = optax.apply_updates(state.variables["params"], updates)
+        return TrainState(
+            step=state.step + 1,
+            variables={"params": params, **others},
+            optimizer=optimizer,
+            loss_sum=state.loss_sum + loss,
+            correct=state.correct + accuracy,
+        )
+
+    def _decay(self, step: Array) -> Array:
+        if self.settings.schedule == "constant":
+            return jnp.ones(())
+        return 0.5 * (1 + jnp.cos(jnp.pi * step / self.settings.steps))
+
+    def _evaluate_batch(self, variables: Variables, images: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
+        logits = self.model.apply(variables, self.pipeline.normalize(images), **self._inference)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        hits = (logits.argmax(-1) == labels) & jnp.isfinite(losses)  # a network of NaN is right about nothing
+        return jnp.sum(jnp.where(weights, losses, 0)), jnp.sum(hits * weights)
+
+    def evaluate(self, variables: Variables, split: Split) -> tuple[float, float]:
+        """Mean loss and accuracy over a split, without augmentation."""
+        total, size = np.zeros(2), len(split.labels)
+        for start in range(0, size, EVALUATION_BATCH):
+            indices = np.arange(start, start + EVALUATION_BATCH)
+            batch = split.take(np.minimum(indices, size - 1))
+            total += np.array(jax.device_get(self._batch_sums(variables, *batch, indices < size)))
+        return float(total[0] / size), float(total[1] / size)
+
+
+def _optimizer(learning_rate: float, settings: Settings) -> optax.GradientTransformation:
+    if settings.optimizer == "adam":
+        rule = optax.adam(learning_rate)
+    else:
+        rule = optax.sgd(learning_rate, momentum=settings.momentum or None)
+    return optax.chain(optax.add_decayed_weights(settings.weight_decay), rule) if settings.weight_decay else rule
+
+
+def train(
+    trainer: Trainer,
+    run: Run,
+    data: DeviceData,
+    indices: np.ndarray,
+    learning_rate: float,
+    seed: int,
+    on_step: Callable[[Run, int], None] = lambda run, step: None,
+) -> Run:
+    """Carries a run from where it is to the end of its budget, or to a loss that is not finite.
+
+    Args:
+      trainer: of the network.
+      run: `Run(trainer.start(variables))`, or one restored from a checkpoint.
+      data: on the device.
+      indices: which training images to use.
+      learning_rate: peak of the schedule.
+      seed: of the data order, augmentation and dropout.
+      on_step: called after each step with the run and the number of steps done.
+
+    Returns:
+      The same run. `history` holds step, validation loss and accuracy, and the mean loss and accuracy of the mini-batches
+      since the record before (None in the first).
+    """
+    steps = trainer.settings.steps
+    due = {math.ceil(steps * percent / 100) for percent in EVALUATED_AT}
+    key = jax.random.key(seed)
+    done = int(run.state.step)
+    if not run.history:
+        _record(trainer, run, data, 0)
+    while done < steps and not run.diverged:
+        batch = batch_indices(indices, trainer.settings.batch_size, done, seed)
+        run.state = trainer.step(run.state, data.train, batch, learning_rate, key)
+        done += 1
+        if done in due:
+            _record(trainer, run, data, done)
+        on_step(run, done)
+    return run
+
+
+def _record(trainer: Trainer, run: Run, data: DeviceData, step: int) -> None:
+    """Evaluates on validation, appends to the history and starts the running means anew."""
+    since = step - run.history[-1]["step"] if run.history else 0
+    validation_loss, validation_accuracy = trainer.evaluate(run.state.variables, data.validation)
+    train_loss, train_accuracy = float(run.state.loss_sum), float(run.state.correct)
+    run.diverged = not math.isfinite(train_loss)
+    record = {
+        "step": step,
+        "train_loss": train_loss / since if since else None,
+        "train_accuracy": train_accuracy / since if since else None,
+        "validation_loss": validation_loss,
+        "validation_accuracy": validation_accuracy,
+    }
+    run.history.append(record)
+    run.state = run.state.replace(loss_sum=jnp.zeros(()), correct=jnp.zeros(()))
+
+
+def accuracy_at(history: list[dict[str, Any]], steps: int, percent: int) -> float:
+    """Validation accuracy after this share of the budget; of the last record before, if the run stopped early."""
+    reached = [record for record in history if record["step"] <= math.ceil(steps * percent / 100)]
+    return reached[-1]["validation_accuracy"]
+
+
+class Stopwatch:
+    """Seconds since its making, wall clock."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Elapsed."""
+        return time.perf_counter() - self._start
