@@ -20,6 +20,7 @@ from agop_jax.types import Array, PRNGKey, Variables
 METHODS = ("gram", "probe", "patch_jacobian")
 MAX_UNROLLED = 16  # reverse passes in one compiled step: more only lengthen compilation
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, weights (1 for an image, 0 for padding)
+Batches = Iterable  # of Batch, unsubscripted: to check the type of its items a run-time checker would use one up
 
 
 def extract(
@@ -120,7 +121,7 @@ def _kernels(tapped: taps.TappedModel, variables: Variables, images: np.ndarray)
     return jax.jit(used)(variables, images[:1])
 
 
-def _exact(tapped, kernels, output, variables, batches: Iterable[Batch]) -> dict[str, LayerFeatures]:
+def _exact(tapped, kernels, output, variables, batches: Batches) -> dict[str, LayerFeatures]:
     @jax.jit
     def step(variables, images, labels, weights, rows):
         cotangents = rows[:, None, :] * weights[None, :, None]
@@ -137,7 +138,7 @@ def _exact(tapped, kernels, output, variables, batches: Iterable[Batch]) -> dict
 
 
 def _probed(
-    tapped, kernels, output, variables, batches: Iterable[Batch], num_probes: int, key: PRNGKey
+    tapped, kernels, output, variables, batches: Batches, num_probes: int, key: PRNGKey
 ) -> dict[str, LayerFeatures]:
     if num_probes < 1:
         raise UserError(f"num_probes: wanted 1 or more, got {num_probes}")
@@ -161,7 +162,7 @@ def _probed(
     return _finish(tapped, kernels, count, gradient_gram=grams, standard_error=errors)
 
 
-def _by_definition(tapped, kernels, output, variables, batches: Iterable[Batch]) -> dict[str, LayerFeatures]:
+def _by_definition(tapped, kernels, output, variables, batches: Batches) -> dict[str, LayerFeatures]:
     steps = {path: jax.jit(partial(agop.patch_agop, tapped, output, path=path)) for path in tapped.specs}
     count, total = 0, None
     for images, labels, weights in batches:

@@ -133,13 +133,13 @@ def small_multiples(
       points: x is a few measured values on a log scale (sizes, widths) rather than a course over time.
     """
     figure, panels = _panels([_wrapped(name) for name in curves], 1.42)
+    line = "o-" if points else "-"
     for axes, (name, curve) in zip(panels, curves.items(), strict=True):
-        marker = "o" if points else ""
         if name != baseline and baseline in curves:
-            axes.plot(curves[baseline].x, curves[baseline].mean, marker, linestyle="-", color=GREY, markersize=3, lw=1)
+            axes.plot(curves[baseline].x, curves[baseline].mean, line, color=GREY, markersize=3, linewidth=1)
         colour = INK if name == baseline else BLUE
         axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.22, linewidth=0)
-        axes.plot(curve.x, curve.mean, marker, linestyle="-", color=colour, linewidth=1.4, markersize=3.5)
+        axes.plot(curve.x, curve.mean, line, color=colour, linewidth=1.4, markersize=3.5)
     _scale_panels(panels[0], list(curves.values()), percent, points)
     figure.supxlabel(xlabel, fontsize=8.5)
     figure.supylabel(ylabel, fontsize=8.5)
@@ -211,9 +211,10 @@ def spectra(layers: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     figure, panels = _panels([_wrapped(layer) for layer in layers], 1.55, share=False)
     styles = {"nfm": (BLUE, "-"), "agop": (VERMILLION, "--")}
     for axes, matrices in zip(panels, layers.values(), strict=True):
-        for matrix, values in matrices.items():
-            colour, line = styles.get(matrix, (INK, ":"))
-            axes.plot(range(1, len(values) + 1), _shares(values), line, color=colour, linewidth=1.4, label=matrix.upper())
+        for name, values in matrices.items():
+            colour, line = styles.get(name, (INK, ":"))
+            x = range(1, len(values) + 1)
+            axes.plot(x, _shares(values), line, color=colour, linewidth=1.4, label=name.upper())
         axes.set_yscale("log")
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     panels[0].legend(fontsize=7, loc="lower left", borderaxespad=0.2)

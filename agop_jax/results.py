@@ -8,14 +8,21 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from agop_jax.errors import UserError
 
 Row = dict[str, Any]
+Recipient = tuple[str, int, float, int]  # init, train_size, width, seed
+Kernels = tuple[np.ndarray, np.ndarray]  # first layer before and after training, (kh, kw, cin, cout)
 Columns = Mapping[str, Callable[[str], Any]]
+Curves = Mapping[Recipient, list[Row]]
 
 # One recipient a row. Accuracies are fractions; accuracy_at_P is on validation after P % of the step budget.
 RESULT_COLUMNS: Columns = {
@@ -135,7 +142,7 @@ def read_results(path: str | os.PathLike) -> list[Row]:
         raise UserError(f"{path}: wanted one row a recipient, found none")
     seen = set()
     for row in rows:
-        name = recipient_name(row["init"], row["train_size"], row["width"], row["seed"])
+        name = recipient_name(*_recipient(row))
         if name in seen:
             raise UserError(f"{path}: recipient {name} is there twice, in the columns init, train_size, width, seed")
         seen.add(name)
@@ -178,3 +185,63 @@ def _cell(text: str, convert: Callable[[str], Any], place: str) -> Any:
         return math.nan if convert is float and not text else convert(text)
     except ValueError:
         raise UserError(f"{place}: wanted {convert.__name__}, found {text!r}") from None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a finished experiment left in its directory; what it did not write is empty."""
+
+    path: Path
+    config: Row
+    environment: Row
+    results: list[Row]
+    curves: Curves
+    donor: Row
+    donor_curve: list[Row]
+    rates: list[Row]
+    fits: list[Row]
+    spectra: list[Row]
+    filters: dict[str, Kernels]
+
+
+def read_work(path: str | os.PathLike) -> Work:
+    """Everything the report needs, or a `UserError` that names the file that is damaged."""
+    path = Path(path)
+    rows = read_results(path / "results.csv")
+    return Work(
+        path=path,
+        config=read_json(path / "config.json"),
+        environment=read_json(path / "environment.json"),
+        results=rows,
+        curves={_recipient(row): _optional_metrics(path, recipient_name(*_recipient(row))) for row in rows},
+        donor=read_json(path / "donor.json") if (path / "donor.json").exists() else {},
+        donor_curve=_optional_metrics(path, "donor"),
+        rates=read_optional_table(path / "learning_rates.csv", RATE_COLUMNS),
+        fits=read_optional_table(path / "fits.csv", FIT_COLUMNS),
+        spectra=read_optional_table(path / "spectra.csv", SPECTRUM_COLUMNS),
+        filters=_read_filters(path, rows),
+    )
+
+
+def _recipient(row: Row) -> Recipient:
+    return row["init"], row["train_size"], row["width"], row["seed"]
+
+
+def _optional_metrics(path: Path, name: str) -> list[Row]:
+    file = path / "metrics" / f"{name}.jsonl"
+    return read_metrics(file) if file.exists() else []
+
+
+def _read_filters(path: Path, rows: Sequence[Row]) -> dict[str, Kernels]:
+    """By init, of its first recipient that has any."""
+    found: dict[str, Kernels] = {}
+    for row in rows:
+        file = path / "filters" / f"{recipient_name(*_recipient(row))}.npz"
+        if row["init"] in found or not file.exists():
+            continue
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                found[row["init"]] = arrays["initial"], arrays["trained"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{file}: wanted the arrays 'initial' and 'trained' ({error})") from error
+    return found

@@ -4,34 +4,34 @@ Accuracies and their differences are fractions; words and tables show per cent a
 """
 
 import math
-import statistics as stdlib_statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
+
+import numpy as np
 
 from agop_jax import statistics
-from agop_jax.results import Row, recipient_name
+from agop_jax.results import Curves, Row
 
 BASELINE = "kaiming_normal"
-REFERENCE = "copy"
 IDLE = "does not train"
+NAN = math.nan
 
-Item = TypeVar("Item")
 Setting = tuple[int, float]  # train_size, width
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A line of summary.csv. nan, or '' for a name or verdict: there is nothing to compare with.
+    """A line of summary.csv. nan, or '' for a name or verdict, where there is nothing to compare with.
 
     Attributes:
       n: seeds; `diverged` of them did.
-      trains: 0 if every seed diverged or stayed at chance.
+      trains: 0 if every seed diverged or the mean accuracy is at chance.
       test_accuracy: mean over seeds, with `low` and `high` its 95 % t interval.
       he_difference: mean of the paired differences from He, with the interval and verdict of `statistics.compare`.
-      control: the better of the matched controls, and the same differences from it.
+      control: the better of the matched controls, with the same differences from it.
       copy_recovered: (accuracy - He) / (copy of the donor - He).
-      steps_to_he: median over seeds of the steps until validation reaches He's final accuracy of that seed; inf if most never do.
+      steps_to_he: median over seeds of the steps until validation reaches He's last accuracy of that seed; inf: never.
       seeds_for_one_point: seeds needed to see a difference of one point from He.
     """
 
@@ -60,5 +60,183 @@ class Summary:
 
     @property
     def setting(self) -> Setting:
-        """What is the same for all that are compared."""
+        """What recipients must share to be compared."""
         return self.train_size, self.width
+
+
+def summarise(results: Sequence[Row], curves: Curves) -> list[Summary]:
+    """By setting, and within it by mean accuracy, best first."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in results:
+        groups.setdefault((row["init"], row["train_size"], row["width"]), []).append(row)
+    differences = {
+        (found.init, found.train_size, found.width, found.against == BASELINE): found
+        for found in statistics.compare(results)
+    }
+    recovered = {(r.init, r.train_size, r.width): r.fraction for r in statistics.recovered_fraction(results)}
+    chance = _chance(curves)
+    lines = [
+        Summary(
+            *key,
+            **_accuracy(rows, chance),
+            **_difference("he", differences.get((*key, True))),
+            **_difference("control", differences.get((*key, False))),
+            copy_recovered=recovered.get(key, NAN),
+            steps_to_he=_steps_to_baseline(rows, curves),
+            seeds_for_one_point=_seeds_needed(differences.get((*key, True))),
+            learning_rate="/".join(f"{rate:g}" for rate in sorted({row["learning_rate"] for row in rows})),
+        )
+        for key, rows in groups.items()
+    ]
+    return sorted(lines, key=lambda line: (*line.setting, -np.nan_to_num(line.test_accuracy, nan=-1), line.init))
+
+
+def _chance(curves: Curves) -> float:
+    """The accuracy of untrained networks, as measured: the median over recipients at step 0; 0 if unknown."""
+    starts = [rows[0]["validation_accuracy"] for rows in curves.values() if rows and rows[0]["step"] == 0]
+    starts = [start for start in starts if math.isfinite(start)]
+    return float(np.median(starts)) if starts else 0.0
+
+
+def _accuracy(rows: Sequence[Row], chance: float) -> dict[str, Any]:
+    interval = statistics.mean_interval([row["test_accuracy"] for row in rows])
+    diverged = sum(row["diverged"] for row in rows)
+    at_chance = not interval.mean > chance + min(0.02, 0.5 * chance)  # nan counts as chance
+    return {
+        "n": len(rows),
+        "diverged": diverged,
+        "trains": int(diverged < len(rows) and not at_chance),
+        "test_accuracy": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
+    }
+
+
+def _difference(prefix: str, found: statistics.Difference | None) -> dict[str, Any]:
+    names = ("difference", "low", "high", "verdict")
+    values = (NAN, NAN, NAN, "") if found is None else (found.mean, found.low, found.high, found.verdict)
+    fields: dict[str, Any] = {f"{prefix}_{name}": value for name, value in zip(names, values, strict=True)}
+    return fields if prefix == "he" else fields | {"control": found.against if found else ""}
+
+
+def _seeds_needed(found: statistics.Difference | None) -> float:
+    return NAN if found is None or found.seeds_for_one_point is None else found.seeds_for_one_point
+
+
+def _steps_to_baseline(rows: Sequence[Row], curves: Curves) -> float:
+    steps = []
+    for row in rows:
+        place = row["train_size"], row["width"], row["seed"]
+        own, baseline = curves.get((row["init"], *place)), curves.get((BASELINE, *place))
+        if own and baseline:
+            target = baseline[-1]["validation_accuracy"]
+            reached = statistics.steps_to_reach(
+                [(point["step"], point["validation_accuracy"]) for point in own], target
+            )
+            steps.append(math.inf if reached is None else reached)
+    return float(np.median(steps)) if steps else NAN
+
+
+def setting_name(setting: Setting) -> str:
+    """Such as '500 images, width 1'."""
+    return f"{setting[0]:,} images, width {setting[1]:g}"
+
+
+def points(difference: float) -> str:
+    """A difference of fractions in percentage points, with its sign."""
+    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def in_words(lines: Sequence[Summary]) -> list[str]:
+    """What one setting shows and does not show, in plain words."""
+    trained = [line for line in lines if line.trains and line.init != BASELINE]
+    parts = [
+        _what_was_done(lines),
+        *_verdicts("he", "He", [line for line in trained if line.he_verdict]),
+        *_verdicts("control", "the better of its matched controls", [line for line in trained if line.control_verdict]),
+        _only_scale(trained),
+        _idle(lines),
+        _power(trained),
+    ]
+    return [part for part in parts if part]
+
+
+def _what_was_done(lines: Sequence[Summary]) -> str:
+    seeds = sorted({line.n for line in lines})
+    seeds_text = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    text = f"{len(lines)} initialisations were trained on {setting_name(lines[0].setting)}, with {seeds_text} seed"
+    text += "." if seeds == [1] else "s each."
+    for line in lines:
+        if line.init == BASELINE:
+            text += f" He ({BASELINE}) reached {line.test_accuracy:.1%} of the test set right."
+    return text
+
+
+def _verdicts(prefix: str, against: str, lines: Sequence[Summary]) -> list[str]:
+    """One sentence a verdict; `prefix` is the one of the fields to read."""
+    by_verdict: dict[str, list[str]] = {}
+    for line in lines:
+        difference = f" ({points(getattr(line, f'{prefix}_difference'))})"
+        verdict = getattr(line, f"{prefix}_verdict")
+        by_verdict.setdefault(verdict, []).append(line.init + (difference if verdict in ("better", "worse") else ""))
+    starts = {
+        "better": f"Better than {against}, in points: ",
+        "worse": f"Worse than {against}: ",
+        "no difference seen": f"No difference from {against} was seen for ",
+        "too few seeds": f"Too few seeds to tell from {against}: ",
+    }
+    return [f"{start}{', '.join(by_verdict[key])}." for key, start in starts.items() if key in by_verdict]
+
+
+def _only_scale(lines: Sequence[Summary]) -> str:
+    names = [
+        line.init
+        for line in lines
+        if line.he_verdict == "better" and line.control_verdict and line.control_verdict != "better"
+    ]
+    if not names:
+        return ""
+    return f"The scale or the spectrum of the weights alone may explain what {', '.join(names)} gained over He."
+
+
+def _idle(lines: Sequence[Summary]) -> str:
+    names = [line.init for line in lines if not line.trains]
+    return f"Not trained at all (diverged or stayed at chance): {', '.join(names)}." if names else ""
+
+
+def _power(lines: Sequence[Summary]) -> str:
+    """How much a verdict of 'no difference seen' is worth."""
+    if not any(line.he_verdict for line in lines):
+        return ""
+    if all(line.he_verdict in ("", "too few seeds") for line in lines):
+        return "So few seeds support no conclusion: the numbers below are single observations."
+    widths = [(line.he_high - line.he_low) / 2 for line in lines if math.isfinite(line.he_high - line.he_low)]
+    seeds = [line.seeds_for_one_point for line in lines if math.isfinite(line.seeds_for_one_point)]
+    text = f"With these seeds a difference from He is known to within ±{100 * np.median(widths):.1f} points (median)"
+    return text + (f"; to see one point would take about {np.median(seeds):.0f} seeds." if seeds else ".")
+
+
+def terminal_table(lines: Iterable[Summary]) -> str:
+    """A block a setting: mean test accuracy and half its 95 % interval in per cent, points from He, verdict."""
+    blocks: dict[Setting, list[tuple[str, ...]]] = {}
+    for line in lines:
+        half = f" ± {50 * (line.high - line.low):.1f}" if math.isfinite(line.high - line.low) else ""
+        accuracy = f"{100 * line.test_accuracy:.1f}{half}" if math.isfinite(line.test_accuracy) else ""
+        difference = points(line.he_difference) if math.isfinite(line.he_difference) else ""
+        verdict = line.he_verdict if line.trains else IDLE
+        blocks.setdefault(line.setting, []).append((line.init, accuracy, str(line.n), difference, verdict))
+    header = ("init", "test %", "n", "vs He", "verdict")
+    return "\n\n".join(f"{setting_name(key)}\n{_aligned([header, *rows])}" for key, rows in blocks.items())
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i in (0, 4) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)

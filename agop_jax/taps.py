@@ -12,7 +12,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -44,17 +44,13 @@ class LayerSpec:
     stacked: int = 0  # leading axes from nn.scan or nn.vmap
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """What one call of a layer saw and did."""
 
     inputs: Array
     outputs: Array
     kernel: Array
     bias: Array | None
-
-
-jax.tree_util.register_dataclass(Record, ["inputs", "outputs", "kernel", "bias"], [])
 
 
 @dataclass(frozen=True)

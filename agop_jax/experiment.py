@@ -1,0 +1,114 @@
+"""The whole experiment, from one config: donor -> features -> recipients -> report. Every stage keeps what is done."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from agop_jax import models, report, results, store, workdir
+from agop_jax.data import Dataset, Pipeline, load, subset
+from agop_jax.errors import UserError
+from agop_jax.extract import extract
+from agop_jax.initializers import INITIALIZERS
+from agop_jax.layer_features import LayerFeatures
+from agop_jax.recipients import Sweep, write_metrics
+from agop_jax.train import DeviceData, Run, Settings, Trainer, train
+from agop_jax.transplant import initialize
+from agop_jax.types import Variables
+
+DONOR, FEATURES, SPECTRA = "donor", "features", "spectra.csv"
+
+
+def run(config: Any, directory: str | Path) -> str:
+    """Runs an experiment, or what is missing of it, in a directory.
+
+    Args:
+      config: an `ml_collections.ConfigDict` with the fields of `configs/digits.py`.
+      directory: made if need be. A second call with the same config redoes nothing that is finished.
+
+    Returns:
+      The table of results as text.
+    """
+    path = Path(directory).expanduser().absolute()
+    with workdir.locked(path):
+        workdir.claim(path, config.to_dict())
+        recipient_data = load(config.data.name, validation=config.data.validation, seed=config.seed)
+        donor_data = donor_dataset(config, recipient_data)
+        variables = donor_variables(config, donor_data, path)
+        features = donor_features(config, donor_data, variables, path)
+        Sweep(path, config, recipient_data, features).run()
+        return report.write_report(path, INITIALIZERS)
+
+
+def donor_dataset(config: Any, recipient_data: Dataset) -> Dataset:
+    """The donor's own data, or the recipients' where `config.donor.data` is empty."""
+    name = config.donor.data or config.data.name
+    if name == config.data.name:
+        return recipient_data
+    return load(name, validation=config.data.validation, seed=config.seed)
+
+
+def donor_variables(config: Any, dataset: Dataset, path: Path) -> Variables:
+    """Trains the donor, or reads it from the directory."""
+    if (path / DONOR).exists():
+        logging.info("donor: read from %s", path / DONOR)
+        return store.load_arrays(path / DONOR)[0]
+    trainer = Trainer(_donor_model(config, dataset), Pipeline.of(dataset, config.data.pad, config.data.flip),
+                      Settings(**config.donor.train))
+    data = DeviceData.of(dataset)
+    start = Run(trainer.start(untrained_donor(config, dataset)))
+    with tqdm(total=config.donor.train.steps, unit="step", desc="donor", dynamic_ncols=True) as bar:
+        done = train(trainer, start, data, subset(dataset.train, None, config.seed), config.donor.learning_rate,
+                     config.seed, lambda run, step: bar.update())
+    if done.diverged:
+        raise UserError(
+            f"the donor's training diverged by step {done.history[-1]['step']}: lower config.donor.learning_rate "
+            f"(now {config.donor.learning_rate:g})"
+        )
+    test_loss, test_accuracy = trainer.evaluate(done.state.variables, data.test)
+    summary = {"test_accuracy": test_accuracy, "test_loss": test_loss, **done.history[-1]}
+    write_metrics(path / "metrics" / "donor.jsonl", done.history)
+    results.atomic_write_text(path / "donor.json", json.dumps(summary, indent=1))
+    store.save_arrays(path / DONOR, jax.device_get(done.state.variables), summary)
+    return done.state.variables
+
+
+def untrained_donor(config: Any, dataset: Dataset) -> Variables:
+    """The donor before its training."""
+    sample = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
+    return initialize(_donor_model(config, dataset), jax.random.key(config.seed), sample, None, config.donor.init)
+
+
+def donor_features(config: Any, dataset: Dataset, variables: Variables, path: Path) -> dict[str, LayerFeatures]:
+    """Extracts the donor's features, or reads them from the directory."""
+    if not (path / FEATURES).exists():
+        wanted = config.features
+        images = Pipeline.of(dataset).normalize(jnp.asarray(dataset.train.images[: wanted.num_images]))
+        labels = dataset.train.labels[: wanted.num_images] if wanted.outputs == "loss" else None
+        options = {"method": wanted.method, "outputs": wanted.outputs, "batch_size": wanted.batch_size}
+        features = extract(_donor_model(config, dataset), variables, np.asarray(images), labels=labels, **options)
+        about = {"model": config.model.to_dict(), "data": dataset.name, "num_images": len(images), **options}
+        store.save_features(path / FEATURES, features, json.loads(json.dumps(about)))
+    features = store.load_features(path / FEATURES)
+    results.write_rows(path / SPECTRA, spectra(features))
+    return features
+
+
+def spectra(features: Mapping[str, LayerFeatures]) -> list[dict[str, Any]]:
+    """Eigenvalues of the donor's NFM and AGOP, largest first; the groups of a grouped layer come one after another."""
+    rows = []
+    for path, layer in features.items():
+        for name in ("nfm", "agop"):
+            values = np.sort(np.ravel(getattr(layer, name).values))[::-1]
+            rows += [{"layer": path, "matrix": name, "index": i, "eigenvalue": float(v)} for i, v in enumerate(values)]
+    return rows
+
+
+def _donor_model(config: Any, dataset: Dataset) -> Any:
+    return models.create(**config.model, num_classes=dataset.num_classes)

@@ -1,0 +1,219 @@
+"""Recipients: inits x training-set sizes x widths x seeds, each with the learning rate that validation chose for it.
+
+Seeds are paired: for one seed all inits have the same training images, data order, head and biases. The test set is read
+once per recipient, after its training.
+"""
+
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from agop_jax import models, results, trees
+from agop_jax.data import Dataset, Pipeline, Split, subset
+from agop_jax.errors import UserError
+from agop_jax.initializers import get_method
+from agop_jax.layer_features import LayerFeatures
+from agop_jax.train import DeviceData, Run, Settings, Stopwatch, Trainer, accuracy_at, train
+from agop_jax.transplant import initialize
+
+RESULTS, RATES = "results.csv", "learning_rates.csv"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One init in one setting; `seed` and learning rate vary within it."""
+
+    init: str
+    train_size: int
+    width: float
+
+
+@dataclass
+class Sweep:
+    """Trains what is missing in a work directory."""
+
+    workdir: Path
+    config: Any
+    dataset: Dataset
+    features: Mapping[str, LayerFeatures]
+    trainers: dict[float, Trainer] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        pipeline = Pipeline.of(self.dataset, self.config.data.pad, self.config.data.flip)
+        settings = Settings(**self.config.train)
+        self.data = DeviceData.of(self.dataset)
+        for width in self.config.recipients.widths:
+            model = models.create(**self.config.model, num_classes=self.dataset.num_classes, width=width)
+            self.trainers[width] = Trainer(model, pipeline, settings)
+        self.results = results.read_optional_table(self.workdir / RESULTS, results.RESULT_COLUMNS)
+        self.rates = results.read_optional_table(self.workdir / RATES, results.RATE_COLUMNS)
+        self._check()
+
+    @property
+    def cells(self) -> list[Cell]:
+        """In the order they are trained; a training-set size of 0 in the config means all images."""
+        sizes = [size or len(self.dataset.train.labels) for size in self.config.recipients.train_sizes]
+        wanted = self.config.recipients
+        return [Cell(init, size, width) for size in sizes for width in wanted.widths for init in wanted.inits]
+
+    def _check(self) -> None:
+        """Everything that can be wrong with the config, before the first minute is spent."""
+        wanted = self.config.recipients
+        if wanted.seeds < 1 or not wanted.learning_rates or not 1 <= wanted.tuning_seeds <= wanted.seeds:
+            raise UserError(
+                "recipients: wanted seeds >= 1, a learning rate or more and 1 <= tuning_seeds <= seeds, got "
+                f"{wanted.seeds}, {tuple(wanted.learning_rates)} and {wanted.tuning_seeds}"
+            )
+        for init in wanted.inits:
+            get_method(init)
+        for cell in self.cells:
+            subset(self.dataset.train, cell.train_size, 0)
+            self.initial_variables(cell, 0)
+
+    def initial_variables(self, cell: Cell, seed: int) -> Any:
+        """Of a recipient before training."""
+        model: nn.Module = self.trainers[cell.width].model
+        sample = np.zeros((1, *self.dataset.train.images.shape[1:]), np.float32)
+        return initialize(model, jax.random.key(seed), sample, self.features, cell.init, self.config.recipients.layers)
+
+    def run(self) -> None:
+        """Trains every recipient that `results.csv` lacks; a row is written as soon as it is known."""
+        todo = [cell for cell in self.cells if self._missing_seeds(cell)]
+        steps = self.config.train.steps * sum(self._runs_needed(cell) for cell in todo)
+        with tqdm(total=steps, unit="step", desc="recipients", dynamic_ncols=True) as bar:
+            for cell in todo:
+                self._complete(cell, bar)
+
+    def _missing_seeds(self, cell: Cell) -> list[int]:
+        done = {row["seed"] for row in self.results if _cell_of(row) == cell}
+        return [seed for seed in range(self.config.recipients.seeds) if seed not in done]
+
+    def _untried(self, cell: Cell) -> list[tuple[float, int]]:
+        """Learning rates and seeds of the grid that are still to be run; none where there is nothing to choose."""
+        wanted = self.config.recipients
+        if len(wanted.learning_rates) == 1:
+            return []
+        done = {(row["learning_rate"], row["seed"]) for row in self.rates if _cell_of(row) == cell}
+        grid = [(rate, seed) for seed in range(wanted.tuning_seeds) for rate in wanted.learning_rates]
+        return [point for point in grid if point not in done]
+
+    def _runs_needed(self, cell: Cell) -> int:
+        return len(self._untried(cell)) + len(self._missing_seeds(cell))
+
+    def _complete(self, cell: Cell, bar: tqdm) -> None:
+        for rate, seed in self._untried(cell):
+            run, _ = self._train(cell, rate, seed, bar)
+            last = run.history[-1]
+            self.rates.append(
+                {**vars(cell), "learning_rate": rate, "seed": seed, "chosen": 0}
+                | {name: last[name] for name in ("validation_accuracy", "validation_loss")}
+            )
+            self._write(RATES, self.rates, results.RATE_COLUMNS)
+        rate = self._choose(cell)
+        for seed in self._missing_seeds(cell):
+            run, seconds = self._train(cell, rate, seed, bar)
+            self._finish(cell, rate, seed, run, seconds)
+
+    def _choose(self, cell: Cell) -> float:
+        """The rate of the best mean validation accuracy over the tuning seeds; on a tie of the smaller loss."""
+        rates = list(self.config.recipients.learning_rates)
+        if len(rates) == 1:
+            return rates[0]
+        mine = [row for row in self.rates if _cell_of(row) == cell]
+
+        def merit(rate: float) -> tuple[float, float]:
+            rows = [row for row in mine if row["learning_rate"] == rate]
+            losses = [row["validation_loss"] if math.isfinite(row["validation_loss"]) else math.inf for row in rows]
+            return float(np.mean([row["validation_accuracy"] for row in rows])), -float(np.mean(losses))
+
+        best = max(rates, key=merit)
+        for row in mine:
+            row["chosen"] = int(row["learning_rate"] == best)
+        self._write(RATES, self.rates, results.RATE_COLUMNS)
+        return best
+
+    def _train(self, cell: Cell, rate: float, seed: int, bar: tqdm) -> tuple[Run, float]:
+        trainer, clock = self.trainers[cell.width], Stopwatch()
+        indices = subset(self.dataset.train, cell.train_size, seed)
+        run = Run(trainer.start(self.initial_variables(cell, seed)))
+        start = bar.n
+
+        def on_step(run: Run, step: int) -> None:
+            bar.update()
+            if run.history[-1]["step"] == step:
+                bar.set_postfix(_postfix(cell, rate, seed, run, step * trainer.settings.batch_size / clock.seconds))
+
+        train(trainer, run, self.data, indices, rate, seed, on_step)
+        bar.update(trainer.settings.steps - (bar.n - start))  # what a diverged run left
+        return run, clock.seconds
+
+    def _finish(self, cell: Cell, rate: float, seed: int, run: Run, seconds: float) -> None:
+        """Reads the test set and writes the recipient's files, the row of `results.csv` last."""
+        trainer, name = self.trainers[cell.width], results.recipient_name(*vars(cell).values(), seed)
+        test_loss, test_accuracy = trainer.evaluate(run.state.variables, self.data.test)
+        used = subset(self.dataset.train, cell.train_size, seed)[: len(self.dataset.validation.labels)]
+        train_loss, train_accuracy = trainer.evaluate(run.state.variables, self.data.train.take(used))
+        write_metrics(self.workdir / "metrics" / f"{name}.jsonl", run.history)
+        if seed == 0:
+            self._write_filters(cell, name, run)
+        steps, last = int(run.state.step), run.history[-1]
+        row = {
+            **vars(cell),
+            "seed": seed,
+            "learning_rate": rate,
+            "test_accuracy": test_accuracy,
+            "test_loss": test_loss,
+            "validation_accuracy": last["validation_accuracy"],
+            "validation_loss": last["validation_loss"],
+            "train_accuracy": train_accuracy,
+            "train_loss": train_loss,
+            **{f"accuracy_at_{p}": accuracy_at(run.history, trainer.settings.steps, p) for p in (5, 20, 100)},
+            "steps": steps,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(steps * trainer.settings.batch_size / seconds, 1),
+            "diverged": int(run.diverged),
+        }
+        self.results.append(row)
+        self._write(RESULTS, self.results, results.RESULT_COLUMNS)
+
+    def _write_filters(self, cell: Cell, name: str, run: Run) -> None:
+        before, after = (trees.kernels(v["params"]) for v in (self.initial_variables(cell, 0), run.state.variables))
+        first = next(path for path, kernel in before.items() if kernel.ndim == 4)
+        buffer = io.BytesIO()
+        np.savez(buffer, initial=before[first], trained=after[first])
+        results.atomic_write_bytes(self.workdir / "filters" / f"{name}.npz", buffer.getvalue())
+
+    def _write(self, name: str, rows: list[dict[str, Any]], columns: Iterable[str]) -> None:
+        results.write_rows(self.workdir / name, [{column: row[column] for column in columns} for row in rows])
+
+
+def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
+    """One JSON object a line; numbers that are not finite become null, which JSON has no other word for."""
+    finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value
+    lines = [json.dumps({name: finite(value) for name, value in record.items()}) for record in history]
+    results.atomic_write_text(path, "\n".join(lines) + "\n")
+
+
+def _cell_of(row: Mapping[str, Any]) -> Cell:
+    return Cell(row["init"], row["train_size"], row["width"])
+
+
+def _postfix(cell: Cell, rate: float, seed: int, run: Run, images_per_second: float) -> dict[str, str]:
+    last = run.history[-1]
+    return {
+        "init": cell.init,
+        "seed": str(seed),
+        "lr": f"{rate:g}",
+        "loss": f"{last['train_loss'] or math.nan:.3f}",
+        "val": f"{100 * last['validation_accuracy']:.1f}%",
+        "img/s": f"{images_per_second:.0f}",
+    }

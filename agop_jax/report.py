@@ -1,0 +1,150 @@
+"""A finished work directory -> figures, summary.csv and one self-contained report.html."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup, escape
+
+from agop_jax import pictures, results, summary
+from agop_jax.pictures import Picture
+from agop_jax.results import Row, Work
+from agop_jax.summary import BASELINE, Summary
+
+Key = tuple[str, int, float]  # init, train_size, width
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one setting."""
+
+    title: str
+    lines: list[Summary]
+    text: list[str]
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class Pivot:
+    """Means over seeds: a line for each init and setting, a column for each learning rate or layer."""
+
+    columns: list[Any]
+    lines: dict[Key, dict[Any, float]]
+
+
+def write_report(workdir: str | os.PathLike, descriptions: Mapping[str, str]) -> str:
+    """Write figures/*.png, figures/*.svg, summary.csv and report.html into `workdir`.
+
+    Args:
+      workdir: what the experiment runner wrote; only config, environment and results.csv must be there.
+      descriptions: init -> one line, `INITIALIZERS`.
+
+    Returns:
+      A plain-text table for the terminal.
+
+    Raises:
+      UserError: a file is missing or damaged; the message names it.
+    """
+    work = results.read_work(workdir)
+    lines = summary.summarise(work.results, work.curves)
+    results.write_rows(work.path / "summary.csv", [_blank_nan(asdict(line)) for line in lines])
+    results.atomic_write_text(work.path / "report.html", _page(work, lines, descriptions))
+    return summary.terminal_table(lines)
+
+
+def _blank_nan(row: Row) -> Row:
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+
+
+def _page(work: Work, lines: Sequence[Summary], descriptions: Mapping[str, str]) -> str:
+    settings = {line.setting: [other for other in lines if other.setting == line.setting] for line in lines}
+    rates = _pivot(sorted(work.rates, key=lambda row: row["learning_rate"]), "learning_rate", "validation_accuracy")
+    chosen = {(*_key(row), row["learning_rate"]) for row in work.rates if row["chosen"]}
+    return _template().render(
+        question=str(work.config.get("question") or "Which initialisation is best?"),
+        sections=[_section(work, group) for group in settings.values()],
+        trends=pictures.trends(work, lines),
+        donor=pictures.donor(work),
+        donor_accuracy=work.donor.get("test_accuracy"),
+        filters=pictures.filters(work, lines),
+        rates=rates,
+        chosen=chosen,
+        edge=_rates_at_the_edge(rates, chosen),
+        fits=_pivot(work.fits, "layer", "explained_variance"),
+        descriptions={line.init: _description(line.init, descriptions) for line in sorted(lines, key=lambda x: x.init)},
+        config=json.dumps(work.config, indent=2, ensure_ascii=False),
+        environment=work.environment,
+    )
+
+
+def _section(work: Work, lines: list[Summary]) -> Section:
+    title = summary.setting_name(lines[0].setting)
+    return Section(title, lines, summary.in_words(lines), pictures.of_setting(work, lines))
+
+
+def _key(row: Row) -> Key:
+    return row["init"], row["train_size"], row["width"]
+
+
+def _pivot(rows: Sequence[Row], column: str, value: str) -> Pivot:
+    cells: dict[Key, dict[Any, list[float]]] = {}
+    for row in rows:
+        cells.setdefault(_key(row), {}).setdefault(row[column], []).append(row[value])
+    means = {key: {name: float(np.mean(found)) for name, found in line.items()} for key, line in cells.items()}
+    return Pivot(list(dict.fromkeys(row[column] for row in rows)), means)
+
+
+def _rates_at_the_edge(rates: Pivot, chosen: set[tuple]) -> list[str]:
+    """Inits whose chosen rate is the smallest or the largest tried: a wider grid might serve them better."""
+    at_edge = [
+        key[0]
+        for key, line in rates.lines.items()
+        if len(line) > 1 and ((*key, min(line)) in chosen or (*key, max(line)) in chosen)
+    ]
+    return list(dict.fromkeys(at_edge))
+
+
+def _description(init: str, descriptions: Mapping[str, str]) -> str:
+    """A control such as 'matched_spectrum:he_agop' is described by the two parts of its name."""
+    if init in descriptions:
+        return descriptions[init]
+    control, _, base = init.partition(":")
+    return f"{descriptions[control]}; made for {base}" if control in descriptions and base else ""
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("agop_jax"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "points": _points, "count": _count, "breakable": _breakable}
+    environment.globals |= {"baseline": BASELINE, "idle": summary.IDLE, "setting_name": summary.setting_name}
+    return environment.get_template("report.html.j2")
+
+
+def _percent(fraction: float, digits: int = 1) -> str:
+    return f"{100 * fraction:.{digits}f}" if math.isfinite(fraction) else "\N{EN DASH}"
+
+
+def _points(difference: float) -> str:
+    return summary.points(difference) if math.isfinite(difference) else "\N{EN DASH}"
+
+
+def _breakable(name: str) -> Markup:
+    """A name that a narrow column may break after ':' and '_'."""
+    return Markup(re.sub("(?<=[:_])", "<wbr>", str(escape(name))))
+
+
+def _count(number: float) -> str:
+    if number == math.inf:
+        return "never"
+    return "\N{EN DASH}" if math.isnan(number) else f"{number:,.0f}"

@@ -1,0 +1,81 @@
+"""The directory of one experiment: who may write to it, and of which config it holds the results."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from agop_jax.errors import UserError
+from agop_jax.results import atomic_write_text, read_text
+
+CONFIG, ENVIRONMENT, LOCK = "config.json", "environment.json", ".lock"
+
+# May change from one call to the next in the same directory: they select which results are there, not what they are.
+EXTENDABLE = ("question", "recipients.inits", "recipients.seeds", "recipients.train_sizes", "recipients.widths")
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds the directory for this process; the system lets go of it however the process ends."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{str(workdir)!r} is in use by another process: wait for it or choose another workdir") from None
+        yield
+
+
+def claim(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Writes the config, or compares it with the one whose results are there already."""
+    path = workdir / CONFIG
+    if path.exists():
+        try:
+            before = json.loads(read_text(path))
+        except ValueError:
+            raise UserError(f"{str(path)!r} is damaged: restore it, or choose another workdir") from None
+        old, new = _flat(before), _flat(json.loads(json.dumps(config)))
+        changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+        if fixed := [name for name in changed if name not in EXTENDABLE]:
+            what = ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in fixed)
+            raise UserError(f"{str(workdir)!r} holds results of another config: {what}: choose another workdir")
+    atomic_write_text(path, json.dumps(config, indent=1))
+    atomic_write_text(workdir / ENVIRONMENT, json.dumps(environment(), indent=1))
+
+
+def environment() -> dict[str, str]:
+    """What the results depend on besides the config."""
+    packages = ("agop_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    device = jax.devices()[0]
+    found = {
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": f"{len(jax.devices())} x {device.platform} ({device.device_kind})",
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+    commit = _commit()
+    return {**found, "commit": commit} if commit else found
+
+
+def _commit() -> str | None:
+    """Of the checkout this package is run from, if it is one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {name: leaf for key, value in tree.items() for name, leaf in _flat(value, f"{prefix}.{key}".strip(".")).items()}
