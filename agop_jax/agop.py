@@ -132,8 +132,9 @@ def patch_agop(
 
 def patches_of(record: Record, spec: LayerSpec) -> Float[Array, "*stack p groups k"]:
     """The patches of one call of a layer, images and positions as one axis."""
+    seen = record.inputs.astype(jnp.result_type(record.inputs, record.kernel))  # integer images, as the layer sees them
     if not spec.kernel_size:
-        return record.inputs.reshape(*record.inputs.shape[: spec.stacked], -1, 1, record.inputs.shape[-1])
+        return seen.reshape(*seen.shape[: spec.stacked], -1, 1, seen.shape[-1])
 
     def extract(inputs: Array) -> Array:
         inputs = inputs.reshape(-1, *inputs.shape[-len(spec.kernel_size) - 1 :])
@@ -141,7 +142,7 @@ def patches_of(record: Record, spec: LayerSpec) -> Float[Array, "*stack p groups
         patches = extract_patches(inputs, *geometry, groups=spec.groups)
         return patches.reshape(-1, *patches.shape[-2:])
 
-    return over_stack(extract, spec)(record.inputs)
+    return over_stack(extract, spec)(seen)
 
 
 def outputs_of_patches(patches: Float[Array, "*stack p groups k"], record: Record, spec: LayerSpec) -> Array:

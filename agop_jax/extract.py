@@ -64,17 +64,19 @@ def extract(
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
     output = agop.output_function(outputs)
-    if outputs == "loss" and labels is None and hasattr(images, "shape"):
-        raise UserError("outputs='loss' needs labels: extract(..., labels=labels)")
+    if batch_size < 1:
+        raise UserError(f"batch_size: wanted 1 or more, got {batch_size}")
     batches = stream(images, labels, batch_size)
     first = next(batches, None)
     if first is None:
         raise UserError("extract: wanted at least one image, got none")
-    total = math.ceil(len(images) / batch_size) if hasattr(images, "shape") else None
-    bar = tqdm(
-        itertools.chain([first], batches), f"extract ({method})", total, unit="batch", disable=not progress, leave=False
-    )
     variables, tapped = _tap(model, variables, jnp.asarray(first[0]), **(apply_kwargs or {}))
+    _require_finite(variables)
+    num_classes = _num_classes(tapped, variables, first[0])
+    batches = itertools.chain([first], batches)
+    batches = _labelled(batches, num_classes) if outputs == "loss" else batches
+    total = math.ceil(len(images) / batch_size) if hasattr(images, "shape") else None
+    bar = tqdm(batches, f"extract ({method})", total, unit="batch", disable=not progress, leave=False)
     kernels = _kernels(tapped, variables, first[0])
     if method == "patch_jacobian":
         return _by_definition(tapped, kernels, output, variables, bar)
@@ -107,6 +109,25 @@ def _padded(images: Any, labels: Any, batch_size: int) -> Batch:
     return repeat(images), repeat(labels), weights
 
 
+def _labelled(batches: Batches, num_classes: int) -> Iterator[Batch]:
+    """The batches, their labels checked: one that is missing is -1 here, and the loss would clip it in silence."""
+    for images, labels, weights in batches:
+        if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= num_classes:
+            raise UserError(
+                f"outputs='loss' needs labels, whole numbers from 0 to {num_classes - 1}: extract(..., labels=labels), "
+                "or an iterable of (images, labels)"
+            )
+        yield images, labels, weights
+
+
+def _require_finite(variables: Variables) -> None:
+    """A NaN in a weight need not reach a gradient: behind it a ReLU is never active and passes back zeros."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(np.asarray(leaf)).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(f"variable {name!r} holds NaN or infinity: did the donor's training diverge?")
+
+
 def _tap(model: Any, variables: Variables | None, images: Array, **kwargs: Any) -> tuple[Variables, taps.TappedModel]:
     if isinstance(model, nnx.Module):
         return taps_nnx.tap(model, variables, images, **kwargs)
@@ -115,9 +136,14 @@ def _tap(model: Any, variables: Variables | None, images: Array, **kwargs: Any) 
     return variables, taps.tap(model, variables, images, **kwargs)
 
 
-def _kernels(tapped: taps.TappedModel, variables: Variables, images: np.ndarray) -> dict[str, Array]:
-    """Kernels as the layers use them: masked, or transformed by a wrapper such as `nn.WeightNorm`."""
-    used = lambda v, x: {path: calls[0].kernel for path, calls in tapped.apply(v, None, x)[1].items()}  # noqa: E731
+def _kernels(tapped: taps.TappedModel, variables: Variables, images: np.ndarray) -> dict[str, tuple[Array, Array | None]]:
+    """Kernels and biases as the layers use them: masked, or transformed by a wrapper such as `nn.WeightNorm`."""
+
+
+    def used(variables: Variables, images: Array) -> dict[str, tuple[Array, Array | None]]:
+        _, records = tapped.apply(variables, None, images)
+        return {path: (calls[0].kernel, calls[0].bias) for path, calls in records.items()}
+
     return jax.jit(used)(variables, images[:1])
 
 
@@ -173,11 +199,15 @@ def _by_definition(tapped, kernels, output, variables, batches: Batches) -> dict
     return _finish(tapped, kernels, count, patch_agop=agops)
 
 
-def _num_outputs(tapped, output, variables, images, labels) -> int:
-    shape = jax.eval_shape(lambda v, x, y: output(tapped.apply(v, None, x)[0], y), variables, images, labels).shape
+def _num_classes(tapped, variables, images) -> int:
+    shape = jax.eval_shape(lambda v, x: tapped.apply(v, None, x)[0], variables, images).shape
     if len(shape) != 2:
         raise UserError(f"the network must return logits (n, classes), got shape {shape}")
     return shape[1]
+
+
+def _num_outputs(tapped, output, variables, images, labels) -> int:
+    return jax.eval_shape(lambda v, x, y: output(tapped.apply(v, None, x)[0], y), variables, images, labels).shape[1]
 
 
 def _identity_chunks(num_outputs: int) -> list[np.ndarray]:
@@ -191,7 +221,7 @@ def _add(total: Any, part: Any) -> Any:
     return part if total is None else jax.tree.map(jnp.add, total, part)
 
 
-def _finish(tapped: taps.TappedModel, kernels: dict[str, Array], count: int, **sums: Any) -> dict[str, LayerFeatures]:
+def _finish(tapped: taps.TappedModel, kernels: dict[str, tuple[Array, Array | None]], count: int, **sums: Any) -> dict[str, LayerFeatures]:
     features = {}
     for path, spec in tapped.specs.items():
         found = {name: values[path] for name, values in sums.items()}
@@ -199,8 +229,7 @@ def _finish(tapped: taps.TappedModel, kernels: dict[str, Array], count: int, **s
             found[name] = found[name] if spec.groups > 1 else found[name].squeeze(-3)
             if not bool(jnp.isfinite(found[name]).all()):
                 raise UserError(f"layer {path!r}: the gradients hold NaN or infinity: did the donor's training diverge?")
-        found.setdefault("gradient_gram", None)
-        features[path] = LayerFeatures(
-            kernel=kernels[path], count=count, path=path, groups=spec.groups, stacked=spec.stacked, **found
-        )
+        kernel, bias = kernels[path]
+        static = {"count": count, "path": path, "groups": spec.groups, "stacked": spec.stacked}
+        features[path] = LayerFeatures(**{"gradient_gram": None, "kernel": kernel, "bias": bias, **static, **found})
     return features

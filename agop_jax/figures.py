@@ -10,12 +10,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from agop_jax.results import atomic_write_bytes
 
@@ -24,7 +25,7 @@ BLUE, VERMILLION, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#E69F00", "#8C8C8C"
 VERDICTS = {"better": (BLUE, "^"), "worse": (VERMILLION, "v")}
 NO_VERDICT = ("#555555", "o")
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#666666",
     "axes.grid": True,
@@ -64,7 +65,7 @@ class Dots:
 class Curve:
     """A mean and the limits of a band around it, at each x."""
 
-    x: Sequence[float]
+    x: Sequence[int] | Sequence[float]
     mean: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
@@ -89,37 +90,45 @@ def accuracy_by_init(dots: Sequence[Dots], baseline: str) -> Figure:
     """
     trained = sorted((row for row in dots if row.trains), key=lambda row: -row.mean)
     idle = sorted((row for row in dots if not row.trains), key=lambda row: row.name)
-    figure = Figure(figsize=(WIDTH, 0.85 + 0.235 * len(dots)))
+    figure = Figure(figsize=(6.2, 0.8 + 0.26 * len(dots)))
     axes = figure.subplots()
     for y, row in enumerate(trained):
         _draw_dots(axes, y, row, baseline)
     for y, row in enumerate(idle, start=len(trained)):
-        text = f"does not train ({row.mean:.1%})" if math.isfinite(row.mean) else "does not train"
+        text = f"does not train ({_percent(round(row.mean, 3))})"
         axes.text(0.01, y, text, transform=axes.get_yaxis_transform(), va="center", style="italic", color="#555555")
     for row in trained:
         if row.name == baseline:
             axes.axvline(row.mean, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     _label_rows(axes, [row.name for row in (*trained, *idle)], baseline)
+    left, right = axes.get_xlim()
+    axes.set_xlim(max(left, -0.02), min(right, 1.02))  # with two seeds a t interval may well be wider
     axes.set_xlabel("test accuracy")
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.xaxis.set_major_formatter(_percent)
     return figure
+
+
+def _percent(fraction: float, _: Any = None) -> str:
+    return f"{100 * fraction:g} %"
 
 
 def _draw_dots(axes: Axes, y: int, row: Dots, baseline: str) -> None:
     colour, marker = (INK, "D") if row.name == baseline else VERDICTS.get(row.verdict, NO_VERDICT)
-    axes.plot(row.values, np.full(len(row.values), y), "o", color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
+    seeds = np.full(len(row.values), y + 0.27)
+    axes.plot(row.values, seeds, "o", color=colour, alpha=0.6, markersize=3, markeredgewidth=0)
     axes.plot([row.low, row.high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
     axes.plot([row.mean], [y], marker, color=colour, markersize=5.5, markeredgecolor="white", markeredgewidth=0.6)
 
 
 def _label_rows(axes: Axes, names: Sequence[str], baseline: str) -> None:
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [_wrapped(name) for name in names], linespacing=0.95)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     for label in axes.get_yticklabels():
         label.set_fontweight("bold" if label.get_text() == baseline else "normal")
+        label.set_fontsize(7.3 if "\n" in label.get_text() else 8.5)
 
 
 @matplotlib.rc_context(STYLE)
@@ -147,16 +156,18 @@ def small_multiples(
 
 
 def _scale_panels(axes: Axes, curves: Sequence[Curve], percent: bool, points: bool) -> None:
-    """Limits, ticks and units of axes that all panels share; the outermost 1 % of the values may leave the frame."""
+    """Limits, ticks and units of axes that all panels share; values far outside the middle 96 % leave the frame."""
     values = np.concatenate([np.concatenate([curve.mean, curve.low, curve.high]) for curve in curves])
+    values = np.clip(values, 0, 1) if percent else values
     values = values[np.isfinite(values)]
     if values.size:
-        low, high = np.percentile(values, [0.5, 99.5])
+        low, high = np.percentile(values, [2, 98])
+        low, high = max(values.min(), 2 * low - high), min(values.max(), 2 * high - low)
         margin = 0.05 * (high - low) or 0.05
         axes.set_ylim(low - margin, high + margin)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     if percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        axes.yaxis.set_major_formatter(_percent)
     if points:
         ticks = sorted({x for curve in curves for x in curve.x})
         axes.set_xscale("log")
@@ -164,7 +175,7 @@ def _scale_panels(axes: Axes, curves: Sequence[Curve], percent: bool, points: bo
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
 
 
 def _panels(titles: Sequence[str], height: float, share: bool = True) -> tuple[Figure, list[Axes]]:
@@ -200,7 +211,8 @@ def training_course(train: Curve, validation: Curve) -> Figure:
     axes.plot(train.x, train.mean, color=ORANGE, linestyle="--", label="train")
     axes.plot(validation.x, validation.mean, color=BLUE, label="validation")
     axes.set(xlabel="step", ylabel="accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_formatter(_percent)
     axes.legend(loc="lower right")
     return figure
 
@@ -216,6 +228,7 @@ def spectra(layers: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
             x = range(1, len(values) + 1)
             axes.plot(x, _shares(values), line, color=colour, linewidth=1.4, label=name.upper())
         axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     panels[0].legend(fontsize=7, loc="lower left", borderaxespad=0.2)
     figure.supxlabel("eigenvalue, from the largest", fontsize=8.5)
@@ -238,13 +251,13 @@ def first_layer_filters(kernels: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
     Three input channels make an RGB patch, any other number a grey one (their mean). Each patch has its own scale, with
     middle grey for zero, so patches show patterns and not sizes.
     """
-    figure = Figure(figsize=(WIDTH, 0.4 + 0.33 * len(kernels)))
+    figure = Figure(figsize=(6.2, 0.4 + 0.33 * len(kernels)))
     grid = figure.subplots(len(kernels), 2, squeeze=False, gridspec_kw={"wspace": 0.05})
     for row, (name, pair) in zip(grid, kernels.items(), strict=True):
         for axes, kernel in zip(row, pair, strict=True):
             axes.imshow(_strip(kernel), interpolation="nearest")
-            axes.set_axis_off()
-        row[0].text(-0.03, 0.5, name, transform=row[0].transAxes, ha="right", va="center")
+            axes.set(xticks=[], yticks=[], frame_on=False)
+        row[0].set_ylabel(_wrapped(name), rotation=0, ha="right", va="center")
     for axes, title in zip(grid[0], ("initial", "trained"), strict=True):
         axes.set_title(title, loc="left", pad=3)
     return figure

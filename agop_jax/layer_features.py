@@ -32,6 +32,7 @@ class LayerFeatures:
       groups: `feature_group_count` of the convolution.
       stacked: number of leading axes that an `nn.scan` or `nn.vmap` put before the kernel's own.
       standard_error: root mean square of |estimate - AGOP|_F over the random cotangents of `probe`; else None.
+      bias: (cout,) of the layer, if it has one; for copies.
       patch_agop: the dense k x k AGOP of `patch_jacobian`, which yields no S where W lacks full column rank; else None.
     """
 
@@ -43,6 +44,7 @@ class LayerFeatures:
     stacked: int = struct.field(pytree_node=False, default=0)
     standard_error: Scalar | None = None
     patch_agop: Float[Array, "*stack k k"] | None = None
+    bias: Float[Array, "*scan cout"] | None = None
 
     @property
     def matrix(self) -> Float[Array, "*stack k filters"]:
@@ -64,8 +66,20 @@ class LayerFeatures:
         with jax.ensure_compile_time_eval():
             if self.patch_agop is not None:
                 return FeatureMatrix.from_dense(self.patch_agop)
-            factor = jnp.einsum("...kc,...cd->...kd", self.matrix, self.gram_root, precision=HIGHEST)
-            return FeatureMatrix.from_factor(factor)
+            return FeatureMatrix.from_factor(self.factor("agop"))
+
+    def factor(self, matrix: str) -> Float[Array, "*stack k filters"]:
+        """F with F F^T = 'nfm', 'agop' or 'sqrt_agop', whose columns stay aligned with the donor's filters.
+
+        NFM: W. AGOP: W S^(1/2). AGOP^(1/2): U D^(1/2) V^T where W S^(1/2) = U D V^T.
+        """
+        if matrix == "nfm":
+            return self.matrix
+        factor = jnp.einsum("...kc,...cd->...kd", self.matrix, self.gram_root, precision=HIGHEST)
+        if matrix == "agop":
+            return factor
+        left, singular, right = jnp.linalg.svd(factor, full_matrices=False)
+        return jnp.einsum("...kr,...r,...rc->...kc", left, jnp.sqrt(singular), right, precision=HIGHEST)
 
     @property
     def gram_root(self) -> Float[Array, "*stack filters filters"]:

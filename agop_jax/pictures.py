@@ -19,6 +19,7 @@ class Picture:
     source: str
     caption: str
     alt: str
+    width: float  # inches, as drawn
     photo: bool = False  # shows images, whose colours must not be turned round in the dark
 
 
@@ -30,13 +31,14 @@ def of_setting(work: Work, lines: list[Summary]) -> list[Picture]:
 
 def trends(work: Work, lines: Sequence[Summary]) -> list[Picture]:
     """Accuracy against training-set size at each width and against width at each size, where there are several."""
-    axes = {"train_size": ("width", "training images"), "width": ("train_size", "width")}
+    axes = {"train_size": ("width", "number of training images"), "width": ("train_size", "width")}
     found = []
     for name, (other, label) in axes.items():
         for fixed in sorted({getattr(line, other) for line in lines}):
             chosen = [line for line in lines if getattr(line, other) == fixed]
+            place = f"at width {fixed:g}" if other == "width" else f"with {fixed} images"
             if len({getattr(line, name) for line in chosen}) > 1:
-                found.append(_trend(work, chosen, name, label, f"{axes[other][1]} {fixed:g}"))
+                found.append(_trend(work, chosen, name, label, place))
     return found
 
 
@@ -60,9 +62,9 @@ def filters(work: Work, lines: Sequence[Summary]) -> list[Picture]:
     if not ordered:
         return []
     caption = (
-        "The first filters of the first layer, one seed, before and after training. Middle grey is zero; each patch has "
-        "its own scale, so patches show patterns, not sizes. Three input channels are shown as colour, any other number "
-        "as their mean."
+        "The first filters of the first layer, one seed, before and after training. Middle grey is zero; each patch "
+        "has its own scale, so patches show patterns, not sizes. Three input channels are shown as colour, any other "
+        "number as their mean."
     )
     alt = "First-layer filters by initialisation, initial on the left, trained on the right."
     return [_picture(work, "filters", figures.first_layer_filters(ordered), caption, alt, photo=True)]
@@ -70,7 +72,9 @@ def filters(work: Work, lines: Sequence[Summary]) -> list[Picture]:
 
 def _picture(work: Work, name: str, figure: figures.Figure, caption: str, alt: str, photo: bool = False) -> Picture:
     svg = figures.save(figure, work.path / "figures" / name)
-    return Picture("data:image/svg+xml;base64," + base64.b64encode(svg).decode(), caption, alt, photo)
+    return Picture(
+        "data:image/svg+xml;base64," + base64.b64encode(svg).decode(), caption, alt, figure.get_figwidth(), photo
+    )
 
 
 def _seeds(lines: Sequence[Summary]) -> str:
@@ -88,10 +92,10 @@ def _accuracy(work: Work, lines: list[Summary], suffix: str) -> Picture:
         for x in lines
     ]
     caption = (
-        f"Test accuracy after training on {summary.setting_name(lines[0].setting)}. Pale dots: one seed each "
-        f"({_seeds(lines)}); solid mark and bar: mean and its 95 % t interval; dashed line and diamond: He ({BASELINE}). "
-        "Triangles: better (up, blue) or worse (down, red) than He by paired comparison; grey dots: not told apart. "
-        "All inits share a seed's data and order, so a paired difference can be clear where bars overlap."
+        f"Test accuracy after training on {summary.setting_name(lines[0].setting)}. Small dots: one seed each "
+        f"({_seeds(lines)}); large mark and bar: mean and its 95 % t interval; dashed line and diamond: He. "
+        "Triangles: better (up, blue) or worse (down, orange) than He by paired comparison; grey: not told apart. All "
+        "inits share a seed's data and order, so a paired difference can be clear where bars overlap."
     )
     alt = f"Dot plot of test accuracy; the table below gives the same numbers. Best: {lines[0].init}."
     return _picture(work, f"accuracy_{suffix}", figures.accuracy_by_init(dots, BASELINE), caption, alt)
@@ -107,7 +111,7 @@ def _progress(work: Work, lines: list[Summary], suffix: str) -> list[Picture]:
         caption, alt = f"Validation accuracy during training. {key}", "Learning curves, one panel an initialisation."
         found.append(_picture(work, f"learning_curves_{suffix}", figure, caption, alt))
     if gap:
-        label = "validation loss minus training loss"
+        label = "validation - training loss"
         figure = figures.small_multiples(gap, BASELINE, "step", label, percent=False)
         caption = (
             "The generalisation gap: how far validation loss lies above training loss, where 0 is no gap. "
@@ -130,8 +134,9 @@ def _courses(work: Work, lines: Sequence[Summary], value: Callable[[Row], float]
                         by_step.setdefault(row["step"], []).append(value(row))
         if by_step:
             steps = sorted(by_step)
-            columns = ([reduce(by_step[step]) for step in steps] for reduce in (np.mean, min, max))
-            found[line.init] = figures.Curve(steps, *columns)
+            means = [float(np.mean(by_step[step])) for step in steps]
+            limits = [[limit(by_step[step]) for step in steps] for limit in (min, max)]
+            found[line.init] = figures.Curve(steps, means, *limits)
     return found
 
 
@@ -143,10 +148,10 @@ def _trend(work: Work, lines: Sequence[Summary], name: str, label: str, fixed: s
         curves[init] = figures.Curve(*columns)
     figure = figures.small_multiples(curves, BASELINE, label, "test accuracy", points=True)
     caption = (
-        f"Test accuracy against {label} at {fixed}. Dots: mean over seeds ({_seeds(lines)}); band: its 95 % t interval; "
-        "grey: He."
+        f"Test accuracy against {label}, {fixed}. Dots: mean over seeds ({_seeds(lines)}); band: its 95 % t interval "
+        "where there are several seeds; grey: He."
     )
-    alt = f"Test accuracy against {label}, one panel an initialisation."
+    alt = f"Test accuracy against {label}, {fixed}, one panel an initialisation."
     return _picture(work, f"accuracy_by_{name}_{fixed.replace(' ', '_')}", figure, caption, alt)
 
 
@@ -155,8 +160,8 @@ def _spectra(work: Work) -> Picture:
     for row in work.spectra:
         layers.setdefault(row["layer"], {}).setdefault(row["matrix"], []).append(row["eigenvalue"])
     caption = (
-        "Eigenvalues of the donor's feature matrices, layer by layer, as shares of the trace. A steep fall means that few "
-        "directions of the patch matter: to the layer itself (NFM), or to its effect on the output (AGOP)."
+        "Eigenvalues of the donor's feature matrices, layer by layer, as shares of the trace. A steep fall means that "
+        "few directions of the patch matter: to the layer itself (NFM), or to its effect on the output (AGOP)."
     )
     alt = "Eigenvalue spectra of NFM and AGOP for each layer of the donor, on a log scale."
     return _picture(work, "spectra", figures.spectra(layers), caption, alt)

@@ -26,7 +26,7 @@ class Section:
 
     title: str
     lines: list[Summary]
-    text: list[str]
+    text: list[tuple[str, str]]
     pictures: list[Picture]
 
 
@@ -69,6 +69,7 @@ def _page(work: Work, lines: Sequence[Summary], descriptions: Mapping[str, str])
     return _template().render(
         question=str(work.config.get("question") or "Which initialisation is best?"),
         sections=[_section(work, group) for group in settings.values()],
+        overall=summary.in_every_setting(lines) if len(settings) > 1 else [],
         trends=pictures.trends(work, lines),
         donor=pictures.donor(work),
         donor_accuracy=work.donor.get("test_accuracy"),
@@ -132,19 +133,19 @@ def _template() -> jinja2.Template:
 
 
 def _percent(fraction: float, digits: int = 1) -> str:
-    return f"{100 * fraction:.{digits}f}" if math.isfinite(fraction) else "\N{EN DASH}"
+    return f"{100 * fraction:.{digits}f}".replace("-", "\N{MINUS SIGN}") if math.isfinite(fraction) else "\N{EN DASH}"
 
 
 def _points(difference: float) -> str:
     return summary.points(difference) if math.isfinite(difference) else "\N{EN DASH}"
 
 
-def _breakable(name: str) -> Markup:
-    """A name that a narrow column may break after ':' and '_'."""
-    return Markup(re.sub("(?<=[:_])", "<wbr>", str(escape(name))))
+def _breakable(text: str) -> Markup:
+    """Names in it may break after ':' and '_', as a narrow column needs."""
+    return Markup(re.sub("(?<=[:_])", "<wbr>", str(escape(text))))
 
 
-def _count(number: float) -> str:
+def _count(number: float | int | None) -> str:
     if number == math.inf:
         return "never"
-    return "\N{EN DASH}" if math.isnan(number) else f"{number:,.0f}"
+    return "\N{EN DASH}" if number is None or math.isnan(number) else f"{number:,.0f}"

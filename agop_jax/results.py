@@ -136,7 +136,7 @@ def read_optional_table(path: str | os.PathLike, columns: Columns) -> list[Row]:
 
 
 def read_results(path: str | os.PathLike) -> list[Row]:
-    """`results.csv`: one recipient a row, at least one row, none twice."""
+    """`results.csv`: one recipient a row, at least one row, none twice; accuracies are finite after divergence too."""
     rows = read_table(path, RESULT_COLUMNS)
     if not rows:
         raise UserError(f"{path}: wanted one row a recipient, found none")
@@ -146,6 +146,9 @@ def read_results(path: str | os.PathLike) -> list[Row]:
         if name in seen:
             raise UserError(f"{path}: recipient {name} is there twice, in the columns init, train_size, width, seed")
         seen.add(name)
+        for column in ("test_accuracy", "validation_accuracy"):
+            if not math.isfinite(row[column]):
+                raise UserError(f"{path}: recipient {name}, column {column}: wanted a number, found {row[column]}")
     return rows
 
 

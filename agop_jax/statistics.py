@@ -45,7 +45,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """What `init` gains over `against`, in the metric's units (accuracy: fractions, so 0.01 is one point).
+    """What `init` gains over `against`, in the metric's units (fractions for accuracy).
 
     Attributes:
       mean: over `n` paired seeds.
@@ -72,7 +72,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Recovered:
-    """The part of the reference's gain over the baseline that `init` has: 0 none, 1 all. nan where there is no gain.
+    """The part of the reference's gain over the baseline that `init` has: 0 none, 1 all; nan where no gain is seen.
 
     `low` and `high` are not corrected for the number of initialisations.
     """
@@ -100,22 +100,14 @@ def mean_interval(values: Iterable[float], confidence: float = 0.95) -> Interval
 
 
 def paired_difference(
-    a: BySeed,
-    b: BySeed,
-    *,
-    init: str,
-    against: str,
-    train_size: int,
-    width: float,
-    comparisons: int = 1,
-    confidence: float = 0.95,
+    a: BySeed, b: BySeed, *, init: str, against: str, setting: Setting, comparisons: int = 1, confidence: float = 0.95
 ) -> Difference:
     """`a` minus `b` (seed -> value) over the seeds both have, as one of `comparisons`.
 
     Raises:
       UserError: no seed in common.
     """
-    seeds = sorted(a.keys() & b.keys())
+    seeds = a.keys() & b.keys()
     if not seeds:
         raise UserError(f"{init} and {against} have no seed in common: {sorted(a)} and {sorted(b)}")
     differences = _differences(a, b, seeds)
@@ -123,16 +115,8 @@ def paired_difference(
     interval, p_value = _test(differences, level)
     p_value = min(p_value * comparisons, 1.0)  # in this order nan stays nan
     needed = None if _same(differences) else _seeds_to_see(POINT, float(differences.std(ddof=1)), level)
-    return Difference(
-        init,
-        against,
-        train_size,
-        width,
-        **vars(interval),
-        p_value=p_value,
-        verdict=_verdict(interval),
-        seeds_for_one_point=needed,
-    )
+    parts = (p_value, _verdict(interval), needed)
+    return Difference(init, against, *setting, interval.mean, interval.low, interval.high, interval.n, *parts)
 
 
 def compare(
@@ -145,24 +129,16 @@ def compare(
 ) -> list[Difference]:
     """Every initialisation against the baseline and against the better of its matched controls, by setting.
 
-    A setting is a training-set size and a width. 'matched_isotropic:X' is the control made for X; if X has such, plain
-    controls are passed over. The better control is the one of higher mean validation accuracy, so that the choice does
-    not see the test set. Controls are compared with the baseline only. Where baseline or controls are missing or share
-    no seed with the initialisation, there is no such difference.
+    A setting is a training-set size and a width; of `metric` higher is better. 'matched_isotropic:X' is the control
+    made for X; if X has such, plain controls are passed over. The better control is the one of higher mean validation
+    accuracy, so that the choice does not see the test set. Controls are compared with the baseline only. Where baseline
+    or controls are missing or share no seed with the initialisation, there is no such difference.
 
-    Two families are corrected for in each setting: all differences from the baseline (those of controls among them),
-    and all from controls; a comparison of one pair of recipients has no verdict and does not count. So a setting has
-    at most 5 % chance of any false verdict against the baseline and as much against controls; ten settings have ten
-    such chances. The control that looks better was partly lucky, which correlated validation and test sets pass on:
-    with two equally good controls this makes a false 'better' rarer and a false 'worse' commoner, both together within
-    the 5 %.
-
-    Args:
-      rows: as in results.csv, higher `metric` is better.
-      baseline: name of an init.
-      controls: names of inits, without ':X'.
-      metric: a column.
-      confidence: that all intervals of a family hold.
+    Two families are corrected for in each setting: all differences from the baseline (those of controls too), and all
+    from controls; one with a single seed has no verdict and does not count. So in a setting the chance of any false
+    verdict is at most 5 % against the baseline and as much against controls; ten settings are ten such chances. The
+    control that looks better was partly lucky, on the test set too: between equals a false 'better' becomes rarer and
+    a false 'worse' commoner, together still within the 5 % (simulated in the tests).
 
     Raises:
       UserError: a value is missing or not finite, or a recipient is there twice.
@@ -194,11 +170,11 @@ def recovered_fraction(
     """
     found = []
     for setting, values in _by_setting(rows, metric).items():
-        low, high = values.get(baseline, {}), values.get(reference, {})
+        none, whole = values.get(baseline, {}), values.get(reference, {})
         for init, own in values.items():
-            seeds = sorted(own.keys() & low.keys() & high.keys())
+            seeds = own.keys() & none.keys() & whole.keys()
             if seeds and init not in (baseline, reference):
-                ratio = _ratio(_differences(own, low, seeds), _differences(high, low, seeds), 1 - confidence)
+                ratio = _ratio(_differences(own, none, seeds), _differences(whole, none, seeds), 1 - confidence)
                 found.append(Recovered(init, *setting, ratio.mean, ratio.low, ratio.high, ratio.n))
     return found
 
@@ -222,7 +198,7 @@ def steps_to_reach(curve: Iterable[tuple[int, float]], target: float) -> int | N
 
 
 def _differences(a: BySeed, b: BySeed, seeds: Iterable[int]) -> np.ndarray:
-    return np.array([a[seed] - b[seed] for seed in seeds])
+    return np.array([a[seed] - b[seed] for seed in sorted(seeds)])
 
 
 def _critical(n: int, level: float) -> float:
@@ -238,9 +214,9 @@ def _same(differences: np.ndarray) -> bool:
 def _test(differences: np.ndarray, level: float) -> tuple[Interval, float]:
     """The interval and two-sided p-value of a mean difference at an already corrected `level`.
 
-    n > 1 differences that are all the same would have a t interval of no width and p = 0, and two accuracies on a few
-    hundred images do agree now and then. They are judged by the sign test instead: p = 2^(1 - n), and no interval until
-    that is below `level` (6 seeds for one comparison at 5 %, 9 for ten). If all are zero the interval is [0, 0].
+    n > 1 differences that are all the same would have a t interval of no width and p = 0, and those of accuracies on a
+    few hundred images do agree now and then. They are judged by the sign test instead: p = 2^(1 - n), and no interval
+    until that is within `level` (6 seeds for one comparison at 5 %, 9 for ten). If all are zero it is [0, 0].
     """
     interval, n = mean_interval(differences, 1 - level), len(differences)
     if n == 1:
@@ -258,9 +234,7 @@ def _test(differences: np.ndarray, level: float) -> tuple[Interval, float]:
 def _verdict(interval: Interval) -> str:
     if math.isnan(interval.low):
         return "too few seeds"
-    if interval.low > 0:
-        return "better"
-    return "worse" if interval.high < 0 else "no difference seen"
+    return "better" if interval.low > 0 else "worse" if interval.high < 0 else "no difference seen"
 
 
 def _seeds_to_see(difference: float, sd: float, level: float) -> int:
@@ -312,13 +286,14 @@ def _family(
 ) -> list[Difference]:
     """The differences corrected for together: (init, against); those of no seed in common are left out."""
     shared = {(a, b): len(values[a].keys() & values.get(b, {}).keys()) for a, b in pairs}
-    common: dict[str, Any] = {
-        "train_size": setting[0],
-        "width": setting[1],
-        "comparisons": max(1, sum(n > 1 for n in shared.values())),
-        "confidence": confidence,
-    }
-    return [paired_difference(values[a], values[b], init=a, against=b, **common) for (a, b), n in shared.items() if n]
+    m = max(1, sum(n > 1 for n in shared.values()))
+    return [
+        paired_difference(
+            values[a], values[b], init=a, against=b, setting=setting, comparisons=m, confidence=confidence
+        )
+        for (a, b), n in shared.items()
+        if n
+    ]
 
 
 def _ratio(gain: np.ndarray, whole: np.ndarray, level: float) -> Interval:

@@ -20,12 +20,12 @@ import orbax.checkpoint as ocp
 
 from agop_jax import trees
 from agop_jax.errors import UserError
-from agop_jax.initializers import REFERENCE_IMAGES
+from agop_jax.sources import REFERENCE_IMAGES
 from agop_jax.layer_features import LayerFeatures
 
 FORMAT = 1
 METADATA, ARRAYS = "metadata.json", "arrays"
-ARRAY_FIELDS = ("kernel", "gradient_gram", "standard_error", "patch_agop")
+ARRAY_FIELDS = ("kernel", "gradient_gram", "standard_error", "patch_agop", "bias")
 STATIC_FIELDS = ("path", "count", "groups", "stacked")
 
 

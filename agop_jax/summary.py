@@ -16,13 +16,14 @@ from agop_jax.results import Curves, Row
 BASELINE = "kaiming_normal"
 IDLE = "does not train"
 NAN = math.nan
+NBSP = "\N{NO-BREAK SPACE}"
 
 Setting = tuple[int, float]  # train_size, width
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A line of summary.csv. nan, or '' for a name or verdict, where there is nothing to compare with.
+    """A line of summary.csv. nan or None, or '' for a name or verdict, where there is nothing to compare with.
 
     Attributes:
       n: seeds; `diverged` of them did.
@@ -55,7 +56,7 @@ class Summary:
     control_verdict: str
     copy_recovered: float
     steps_to_he: float
-    seeds_for_one_point: float
+    seeds_for_one_point: int | None
     learning_rate: str
 
     @property
@@ -83,12 +84,12 @@ def summarise(results: Sequence[Row], curves: Curves) -> list[Summary]:
             **_difference("control", differences.get((*key, False))),
             copy_recovered=recovered.get(key, NAN),
             steps_to_he=_steps_to_baseline(rows, curves),
-            seeds_for_one_point=_seeds_needed(differences.get((*key, True))),
+            seeds_for_one_point=getattr(differences.get((*key, True)), "seeds_for_one_point", None),
             learning_rate="/".join(f"{rate:g}" for rate in sorted({row["learning_rate"] for row in rows})),
         )
         for key, rows in groups.items()
     ]
-    return sorted(lines, key=lambda line: (*line.setting, -np.nan_to_num(line.test_accuracy, nan=-1), line.init))
+    return sorted(lines, key=lambda line: (*line.setting, -line.test_accuracy, line.init))
 
 
 def _chance(curves: Curves) -> float:
@@ -101,7 +102,7 @@ def _chance(curves: Curves) -> float:
 def _accuracy(rows: Sequence[Row], chance: float) -> dict[str, Any]:
     interval = statistics.mean_interval([row["test_accuracy"] for row in rows])
     diverged = sum(row["diverged"] for row in rows)
-    at_chance = not interval.mean > chance + min(0.02, 0.5 * chance)  # nan counts as chance
+    at_chance = interval.mean <= chance + min(0.02, 0.5 * chance)
     return {
         "n": len(rows),
         "diverged": diverged,
@@ -119,10 +120,6 @@ def _difference(prefix: str, found: statistics.Difference | None) -> dict[str, A
     return fields if prefix == "he" else fields | {"control": found.against if found else ""}
 
 
-def _seeds_needed(found: statistics.Difference | None) -> float:
-    return NAN if found is None or found.seeds_for_one_point is None else found.seeds_for_one_point
-
-
 def _steps_to_baseline(rows: Sequence[Row], curves: Curves) -> float:
     steps = []
     for row in rows:
@@ -130,9 +127,8 @@ def _steps_to_baseline(rows: Sequence[Row], curves: Curves) -> float:
         own, baseline = curves.get((row["init"], *place)), curves.get((BASELINE, *place))
         if own and baseline:
             target = baseline[-1]["validation_accuracy"]
-            reached = statistics.steps_to_reach(
-                [(point["step"], point["validation_accuracy"]) for point in own], target
-            )
+            course = ((point["step"], point["validation_accuracy"]) for point in own)
+            reached = statistics.steps_to_reach(course, target)
             steps.append(math.inf if reached is None else reached)
     return float(np.median(steps)) if steps else NAN
 
@@ -147,18 +143,31 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def in_words(lines: Sequence[Summary]) -> list[str]:
-    """What one setting shows and does not show, in plain words."""
+def in_words(lines: Sequence[Summary]) -> list[tuple[str, str]]:
+    """What one setting shows and does not show: (a few words that lead in, the rest of the sentence)."""
     trained = [line for line in lines if line.trains and line.init != BASELINE]
     parts = [
-        _what_was_done(lines),
-        *_verdicts("he", "He", [line for line in trained if line.he_verdict]),
-        *_verdicts("control", "the better of its matched controls", [line for line in trained if line.control_verdict]),
-        _only_scale(trained),
-        _idle(lines),
-        _power(trained),
+        ("", _what_was_done(lines)),
+        *_verdicts("he", "He", trained),
+        *_verdicts("control", "the better matched control", trained),
+        ("Better than He, but not than the control, so that scale or spectrum may explain it", _only_scale(trained)),
+        ("Did not train at all (diverged or stayed at chance)", _names(line for line in lines if not line.trains)),
+        ("", _power(trained)),
     ]
-    return [part for part in parts if part]
+    return [(lead, text) for lead, text in parts if text]
+
+
+def in_every_setting(lines: Sequence[Summary]) -> list[tuple[str, str]]:
+    """The same for several settings: what holds in all of them."""
+    settings = {line.setting for line in lines}
+    parts = []
+    for prefix, against in (("he", "He"), ("control", "the better matched control")):
+        for verdict in ("better", "worse"):
+            found = [line.init for line in lines if line.trains and getattr(line, f"{prefix}_verdict") == verdict]
+            names = [init for init in dict.fromkeys(found) if found.count(init) == len(settings)]
+            lead = f"{verdict.capitalize()} than {against} in all {len(settings)} settings"
+            parts.append((lead, ", ".join(names) or "none"))
+    return parts
 
 
 def _what_was_done(lines: Sequence[Summary]) -> str:
@@ -166,42 +175,35 @@ def _what_was_done(lines: Sequence[Summary]) -> str:
     seeds_text = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     text = f"{len(lines)} initialisations were trained on {setting_name(lines[0].setting)}, with {seeds_text} seed"
     text += "." if seeds == [1] else "s each."
-    for line in lines:
-        if line.init == BASELINE:
-            text += f" He ({BASELINE}) reached {line.test_accuracy:.1%} of the test set right."
-    return text
+    baseline = next((line for line in lines if line.init == BASELINE), None)
+    if baseline is None:
+        return f"{text} He ({BASELINE}) is not among them, so there is nothing to compare them with."
+    return f"{text} He ({BASELINE}) gets {100 * baseline.test_accuracy:.1f}{NBSP}% of the test set right."
 
 
-def _verdicts(prefix: str, against: str, lines: Sequence[Summary]) -> list[str]:
-    """One sentence a verdict; `prefix` is the one of the fields to read."""
-    by_verdict: dict[str, list[str]] = {}
-    for line in lines:
-        difference = f" ({points(getattr(line, f'{prefix}_difference'))})"
-        verdict = getattr(line, f"{prefix}_verdict")
-        by_verdict.setdefault(verdict, []).append(line.init + (difference if verdict in ("better", "worse") else ""))
-    starts = {
-        "better": f"Better than {against}, in points: ",
-        "worse": f"Worse than {against}: ",
-        "no difference seen": f"No difference from {against} was seen for ",
-        "too few seeds": f"Too few seeds to tell from {against}: ",
+def _verdicts(prefix: str, against: str, lines: Sequence[Summary]) -> list[tuple[str, str]]:
+    """A part for each verdict that occurs; `prefix` is that of the fields to read."""
+    leads = {
+        "better": f"Better than {against} (points)",
+        "worse": f"Worse than {against} (points)",
+        "no difference seen": f"No difference from {against} seen",
+        "too few seeds": f"Too few seeds to tell from {against}",
     }
-    return [f"{start}{', '.join(by_verdict[key])}." for key, start in starts.items() if key in by_verdict]
+    parts = []
+    for verdict, lead in leads.items():
+        found = [line for line in lines if getattr(line, f"{prefix}_verdict") == verdict]
+        parts.append((lead, _names(found, f"{prefix}_difference" if verdict in ("better", "worse") else "")))
+    return parts
+
+
+def _names(lines: Iterable[Summary], difference: str = "") -> str:
+    """The names, each with its points in the field `difference` if there is to be any."""
+    names = (f"{line.init}{NBSP}{points(getattr(line, difference))}" if difference else line.init for line in lines)
+    return ", ".join(names)
 
 
 def _only_scale(lines: Sequence[Summary]) -> str:
-    names = [
-        line.init
-        for line in lines
-        if line.he_verdict == "better" and line.control_verdict and line.control_verdict != "better"
-    ]
-    if not names:
-        return ""
-    return f"The scale or the spectrum of the weights alone may explain what {', '.join(names)} gained over He."
-
-
-def _idle(lines: Sequence[Summary]) -> str:
-    names = [line.init for line in lines if not line.trains]
-    return f"Not trained at all (diverged or stayed at chance): {', '.join(names)}." if names else ""
+    return _names(x for x in lines if x.he_verdict == "better" and x.control_verdict not in ("", "better"))
 
 
 def _power(lines: Sequence[Summary]) -> str:
@@ -209,11 +211,14 @@ def _power(lines: Sequence[Summary]) -> str:
     if not any(line.he_verdict for line in lines):
         return ""
     if all(line.he_verdict in ("", "too few seeds") for line in lines):
-        return "So few seeds support no conclusion: the numbers below are single observations."
+        return "So few seeds support no conclusion about differences."
     widths = [(line.he_high - line.he_low) / 2 for line in lines if math.isfinite(line.he_high - line.he_low)]
-    seeds = [line.seeds_for_one_point for line in lines if math.isfinite(line.seeds_for_one_point)]
-    text = f"With these seeds a difference from He is known to within ±{100 * np.median(widths):.1f} points (median)"
-    return text + (f"; to see one point would take about {np.median(seeds):.0f} seeds." if seeds else ".")
+    seeds = [line.seeds_for_one_point for line in lines if line.seeds_for_one_point is not None]
+    text = (
+        f"A difference from He is known here to about ±{100 * np.median(widths):.1f} points (median), so smaller ones"
+    )
+    text += " may well exist unseen."
+    return text + (f" To see one point would take about {np.median(seeds):.0f} seeds an init." if seeds else "")
 
 
 def terminal_table(lines: Iterable[Summary]) -> str:
@@ -221,8 +226,8 @@ def terminal_table(lines: Iterable[Summary]) -> str:
     blocks: dict[Setting, list[tuple[str, ...]]] = {}
     for line in lines:
         half = f" ± {50 * (line.high - line.low):.1f}" if math.isfinite(line.high - line.low) else ""
-        accuracy = f"{100 * line.test_accuracy:.1f}{half}" if math.isfinite(line.test_accuracy) else ""
-        difference = points(line.he_difference) if math.isfinite(line.he_difference) else ""
+        accuracy = f"{100 * line.test_accuracy:.1f}{half}"
+        difference = points(line.he_difference) if line.trains and math.isfinite(line.he_difference) else ""
         verdict = line.he_verdict if line.trains else IDLE
         blocks.setdefault(line.setting, []).append((line.init, accuracy, str(line.n), difference, verdict))
     header = ("init", "test %", "n", "vs He", "verdict")

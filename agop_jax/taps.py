@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import errors as flax_errors
+from flax.linen.module import InterceptorContext
 
 from agop_jax import trees
 from agop_jax.errors import UserError
@@ -26,6 +27,10 @@ from agop_jax.types import Array, Images, Variables
 PERTURBATIONS = "agop_perturbations"
 RECORDS = "agop_records"
 TAP_COLLECTIONS = (PERTURBATIONS, RECORDS)
+LIFTING = (
+    "the model uses nn.scan or nn.vmap without the tap collections: add "
+    "variable_axes={'params': 0, **{c: 0 for c in agop_jax.TAP_COLLECTIONS}} to it"
+)
 
 Taps = dict[str, list[Any]]  # layer path -> one entry for each call of the layer, in order
 
@@ -89,7 +94,8 @@ def tap(model: nn.Module, variables: Variables, images: Images, **kwargs: Any) -
 
     def apply(variables: Variables, perturbations: Taps | None, images: Images):
         given = {} if perturbations is None else {PERTURBATIONS: _nest(perturbations)}
-        with nn.intercept_methods(functools.partial(_intercept, specs)), _explain_lifting():
+        interceptor = functools.partial(_intercept, specs, perturbations is not None)
+        with nn.intercept_methods(interceptor), _explain_lifting():
             logits, state = model.apply({**variables, **given}, images, mutable=[RECORDS], **kwargs)
         return logits, _by_call(state.get(RECORDS, {}))
 
@@ -112,21 +118,23 @@ def inference_arguments(call: Callable[..., Any]) -> dict[str, bool]:
     return {name: value for name, value in switches.items() if name in taken}
 
 
-def _intercept(specs: dict[str, LayerSpec], next_fun, args, kwargs, context: nn.module.InterceptorContext):
+def _intercept(specs: dict[str, LayerSpec], perturbed: bool, next_fun, args, kwargs, context: InterceptorContext):
     module = context.module
     if context.method_name != "__call__":
         return next_fun(*args, **kwargs)
     if isinstance(module, nn.BatchNorm):
         _refuse_batch_statistics(module, *args, **kwargs)
+    if isinstance(module, nn.WeightNorm):
+        return _weight_norm(module, *args, **kwargs)
     outputs = next_fun(*args, **kwargs)
     if not isinstance(module, nn.Conv | nn.Dense):
         return outputs
     specs.setdefault("/".join(module.path), layer_spec(module))
-    return _tap_call(module, args[0] if args else kwargs["inputs"], outputs)
+    return _tap_call(module, perturbed, args[0] if args else kwargs["inputs"], outputs)
 
 
-def _tap_call(module: nn.Module, inputs: Array, outputs: Array) -> Array:
-    """Records the call and adds this call's perturbation, if one is given."""
+def _tap_call(module: nn.Module, perturbed: bool, inputs: Array, outputs: Array) -> Array:
+    """Records the call and adds this call's perturbation, if the model is given any."""
     index = 0
     while module.has_variable(RECORDS, f"call_{index}"):
         index += 1
@@ -134,9 +142,17 @@ def _tap_call(module: nn.Module, inputs: Array, outputs: Array) -> Array:
     kernel, mask = module.get_variable("params", "kernel"), getattr(module, "mask", None)
     kernel = kernel if mask is None else kernel * mask
     module.put_variable(RECORDS, name, Record(inputs, outputs, kernel, module.get_variable("params", "bias")))
-    if not module.has_variable(PERTURBATIONS, name):
+    if not perturbed:
         return outputs
+    if not module.has_variable(PERTURBATIONS, name):  # a scan that lists only the records drops it in silence
+        raise UserError(LIFTING)
     return outputs + module.get_variable(PERTURBATIONS, name)
+
+
+def _weight_norm(module: nn.WeightNorm, *args: Any, **kwargs: Any) -> Any:
+    """What `nn.WeightNorm` does, for the parameters alone: it maps every collection, and mapped ones are read-only."""
+    normalize = functools.partial(jax.tree_util.tree_map_with_path, module._l2_normalize)
+    return nn.map_variables(lambda layer: layer(*args, **kwargs), "params", normalize)(module.layer_instance)
 
 
 def layer_spec(module: Any) -> LayerSpec:
@@ -180,10 +196,7 @@ def _explain_lifting() -> Iterator[None]:
     try:
         yield
     except flax_errors.ModifyScopeVariableError as error:
-        raise UserError(
-            "the model uses nn.scan or nn.vmap without the tap collections: add "
-            "variable_axes={'params': 0, **{c: 0 for c in agop_jax.TAP_COLLECTIONS}} to it"
-        ) from error
+        raise UserError(LIFTING) from error
 
 
 def _nest(taps: Taps) -> dict[str, Any]:

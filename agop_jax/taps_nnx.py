@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 from flax import nnx
+from flax.errors import TraceContextError
+from flax.nnx.tracers import TraceState
 
 from agop_jax.errors import UserError
 from agop_jax.taps import LayerSpec, Record, TappedModel, Taps, layer_spec, with_stack_depth
@@ -42,7 +44,10 @@ def tap(
         for path, module in _layers(clone):
             specs.setdefault(path, layer_spec(module))
             _tap_module(module, path, perturbations, records)
-        return clone(images, **kwargs), records
+        try:
+            return clone(images, **kwargs), records
+        except TraceContextError as error:
+            raise UserError("the model changes its state in a call: does a BatchNorm use batch statistics?") from error
 
     _, records = jax.eval_shape(lambda v, x: apply(v, None, x), state, images)
     if not records:
@@ -57,9 +62,11 @@ def _layers(model: nnx.Module) -> list[tuple[str, nnx.Module]]:
 
 
 def _tap_module(module: nnx.Module, path: str, perturbations: Taps | None, records: dict[str, list[Record]]) -> None:
-    layer = type(module)
+    layer, trace = type(module), TraceState()
 
     def __call__(self: Any, inputs: Array) -> Array:  # noqa: N807
+        if not trace.is_valid():  # its record would leak out of the inner trace
+            raise UserError(f"layer {path!r} is called inside nnx.jit, nnx.remat, nnx.scan or nnx.vmap: no tap sees in there")
         outputs = layer.__call__(self, inputs)
         calls = records.setdefault(path, [])
         kernel = self.kernel[...] if getattr(self, "mask", None) is None else self.kernel[...] * self.mask

@@ -2,16 +2,28 @@
 
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+from absl import logging
 
-from agop_jax import initializers, trees
+from agop_jax import coupling, taps, trees
+from agop_jax.coupling import Donor
 from agop_jax.errors import UserError
+from agop_jax.initializers import KAIMING_NORMAL, Method, get_method
 from agop_jax.layer_features import LayerFeatures
-from agop_jax.taps import inference_arguments
+from agop_jax.sources import Copy, KernelInit
 from agop_jax.types import Array, PRNGKey, Variables
+
+POOR_FIT = 0.2  # explained variance below which a coupled layer is as good as independent
+
+
+class Transplant(NamedTuple):
+    """A recipient's initial variables, and for coupled methods how well each layer's basis was fitted (R^2)."""
+
+    variables: Variables
+    explained_variance: dict[str, float]
 
 
 def initialize(
@@ -21,49 +33,128 @@ def initialize(
     features: Mapping[str, LayerFeatures] | None,
     method: str,
     layers: str = ".*",
+    *,
+    images: Array | None = None,
+    donor: Donor | None = None,
 ) -> Variables:
     """The model's own initial variables with the selected kernels drawn anew.
 
     What is not selected, and what `method` does not touch (biases, normalisation), depends on `key` and the model alone:
-    recipients of one key differ only in the selected kernels, so that methods can be compared in pairs.
+    recipients of one key differ only in the selected layers, so that methods can be compared in pairs. 'copy' takes over
+    the biases of the selected layers too.
 
     Args:
-      model: a Linen module, of any width.
+      model: a Linen module, of any width that the method allows.
       key: for the model's own initialisers and for the draws.
       sample_input: (n, h, w, c), of which only shape and dtype matter.
       features: of the donor, by layer path; may be None for methods without a donor.
-      method: a name in `INITIALIZERS`.
+      method: a name in `INITIALIZERS`, with options if wanted.
       layers: regular expression for the whole path of a layer.
+      images: (n, h, w, c) as the recipient expects them, unlabelled, some 256: for coupled methods and 'lsuv'.
+      donor: the donor as a network with the same images as it expects them: for coupled methods.
 
     Raises:
-      UserError: unknown method, a pattern that matches no layer, a layer the donor lacks or whose shape does not fit.
+      UserError: unknown method, a pattern that matches no layer, a layer the donor lacks or whose shape does not fit, or
+        images or donor missing where they are needed.
     """
-    model_key, draw_key = jax.random.split(key)
-    variables = dict(model.init(model_key, sample_input, **inference_arguments(type(model).__call__)))
-    kernels = trees.kernels(variables["params"])
-    new = {}
-    for path in trees.select(kernels, layers):
-        init = initializers.kernel_init(_donor_layer(features, path, method), method)
-        layer_key = jax.random.fold_in(draw_key, zlib.crc32(path.encode()))
-        new[path] = _named(path, init, layer_key, kernels[path])
-    return {**variables, "params": trees.replace_kernels(variables["params"], new)}
+    done = transplant(model, key, sample_input, features, method, layers, images=images, donor=donor)
+    for path, explained in done.explained_variance.items():
+        if explained < POOR_FIT:
+            logging.warning("init %r: only %.0f %% of the donor's input to %r is explained", method, 100 * explained, path)
+    return done.variables
 
 
-def _donor_layer(features: Mapping[str, LayerFeatures] | None, path: str, method: str) -> LayerFeatures | None:
-    if isinstance(initializers.get_method(method), initializers.Plain):
-        return None
-    if features is None:
+def transplant(
+    model: nn.Module,
+    key: PRNGKey,
+    sample_input: Array,
+    features: Mapping[str, LayerFeatures] | None,
+    method: str,
+    layers: str = ".*",
+    *,
+    images: Array | None = None,
+    donor: Donor | None = None,
+) -> Transplant:
+    """`initialize`, with the quality of the fits."""
+    found = get_method(method)
+    if found.needs_donor and features is None:
         raise UserError(f"init {method!r} needs the features of a donor, got features=None")
-    if path not in features:
-        known = ", ".join(features)
-        raise UserError(f"layer {path!r}: the donor has no such layer. It has: {known}. Select others with layers=...")
-    return features[path]
+    if (found.lsuv or found.coupled) and images is None:
+        raise UserError(f"init {method!r} needs a batch of images: initialize(..., images=images)")
+    if found.coupled and donor is None:
+        raise UserError(f"init {method!r} needs the donor as a network: initialize(..., donor=Donor(...))")
+    model_key, draw_key = jax.random.split(key)
+    variables = dict(model.init(model_key, sample_input, **taps.inference_arguments(type(model).__call__)))
+    chosen = trees.select(trees.kernels(variables["params"]), layers)
+    if not found.layerwise:
+        called = list(taps.tap(model, variables, sample_input).specs)
+        chosen = [path for path in called if path in chosen]
+    recipient = _Recipient(model, variables, draw_key, features or {}, found, images, donor, tuple(chosen))
+    explained = {path: value for path in chosen if (value := recipient.draw(path)) is not None}
+    return Transplant(recipient.variables, explained)
 
 
-def _named(path: str, init: initializers.KernelInit, key: PRNGKey, kernel: Any) -> Any:
+class _Recipient:
+    """A recipient whose layers are drawn one after another, from the first to the last."""
+
+    def __init__(self, model, variables, key, features, method: Method, images, donor, layers: tuple[str, ...]) -> None:
+        self.model, self.variables, self.key, self.features = model, variables, key, features
+        self.method, self.images, self.donor, self.layers = method, images, donor, layers
+
+    def draw(self, path: str) -> float | None:
+        """Draws one layer; returns the explained variance if it is coupled."""
+        shape, explained = trees.kernels(self.variables["params"])[path].shape, None
+        if self.method.coupled:
+            kernel, explained = self._coupled(path, shape)
+        else:
+            kernel = _named(path, self._source(path), self._key(path), shape)
+        self._set(path, kernel)
+        if isinstance(self.method.source, Copy):
+            self._copy_bias(path)
+        if self.method.lsuv:
+            deviation = coupling.output_deviation(self._moments(None, path))
+            self._set(path, kernel / jax.numpy.where(deviation > 0, deviation, 1))
+        return explained
+
+    def _source(self, path: str) -> KernelInit:
+        if self.method.first and path != self.layers[0]:
+            return KAIMING_NORMAL.kernel_init(None)
+        return self.method.source.kernel_init(self._layer(path) if self.method.needs_donor else None)
+
+    def _coupled(self, path: str, shape: tuple[int, ...]) -> tuple[Array, float]:
+        basis, explained = coupling.fit_basis(self._moments(self.donor, path))
+        own_key, mixing_key = jax.random.split(self._key(path))
+        kernel = coupling.coupled_kernel(own_key, mixing_key, self.method, self._layer(path), basis, shape)
+        return kernel, float(explained)
+
+    def _moments(self, donor: Donor | None, path: str) -> coupling.Moments:
+        return coupling.moments(self.model, self.variables, self.images, donor, self.layers)[path]
+
+    def _layer(self, path: str) -> LayerFeatures:
+        if path not in self.features:
+            known = ", ".join(self.features)
+            raise UserError(f"layer {path!r}: the donor has no such layer. It has: {known}. Select others with layers=...")
+        return self.features[path]
+
+    def _key(self, path: str) -> PRNGKey:
+        return jax.random.fold_in(self.key, zlib.crc32(path.encode()))
+
+    def _set(self, path: str, kernel: Array) -> None:
+        self.variables = {**self.variables, "params": trees.replace_kernels(self.variables["params"], {path: kernel})}
+
+    def _copy_bias(self, path: str) -> None:
+        flat = trees.flatten(self.variables["params"])
+        name, bias = trees.join(path, "bias"), self._layer(path).bias
+        if name in flat and bias is not None:
+            channels = self.method.source.indices(len(bias), len(flat[name]))
+            flat[name] = bias[channels].astype(flat[name].dtype)
+            self.variables = {**self.variables, "params": trees.unflatten(flat)}
+
+
+def _named(path: str, init: KernelInit, key: PRNGKey, shape: Any) -> Array:
     """Draws, and names the layer in what went wrong."""
     try:
-        return init(key, kernel.shape, kernel.dtype)
+        return init(key, shape)
     except ValueError as error:
         message = str(error)
         raise UserError(message if f"layer {path!r}" in message else f"layer {path!r}: {message}") from error

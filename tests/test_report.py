@@ -4,13 +4,15 @@ import csv
 import html.parser
 import json
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 
 import matplotlib.image
 import numpy as np
 import pytest
+from scipy import stats
 
-from agop_jax import figures, results, summary
+from agop_jax import figures, results
 from agop_jax.errors import UserError
 from agop_jax.report import write_report
 
@@ -53,7 +55,7 @@ def recipient(init, seed, train_size=2000, width=1.0):
     diverged = init == DIVERGING
     reached = CHANCE if diverged else accuracy(init, seed, train_size, width)
     row = dict.fromkeys(results.RESULT_COLUMNS, reached)
-    losses = {name: math.nan if diverged else 1.5 for name in ("test_loss", "validation_loss", "train_loss")}
+    losses = dict.fromkeys(("test_loss", "validation_loss", "train_loss"), math.nan if diverged else 1.5)
     counts = {"steps": 250, "seconds": 3.2, "images_per_second": 5000.0, "diverged": int(diverged)}
     place = {"init": init, "seed": seed, "train_size": train_size, "width": width, "learning_rate": 0.1}
     return row | losses | counts | place
@@ -143,3 +145,221 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(finished):
     return (finished[0] / "report.html").read_text(encoding="utf-8")
+
+
+def read_summary(path):
+    with (path / "summary.csv").open(newline="") as file:
+        return {(row["init"], int(row["train_size"]), float(row["width"])): row for row in csv.DictReader(file)}
+
+
+def t_interval(values, level=0.05):
+    """Mean, low and high, from the textbook."""
+    mean, sd, n = np.mean(values), np.std(values, ddof=1), len(values)
+    half = stats.t.ppf(1 - level / 2, n - 1) * sd / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+class Tags(html.parser.HTMLParser):
+    """Every tag with its attributes, and the text by the tag it stands in."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found, self.text = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_page_loads_nothing_from_elsewhere(page):
+    tags = Tags(page).found
+    assert not [tag for tag, _ in tags if tag in ("script", "link", "iframe", "object")]
+    sources = [attributes["src"] for _, attributes in tags if "src" in attributes]
+    assert len(sources) == 6
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert not re.search(r"https?://|url\(|@import", page)
+
+
+def test_page_is_accessible(page):
+    tags = Tags(page).found
+    assert ("html", {"lang": "en"}) in tags
+    assert [tag for tag, _ in tags].count("h1") == 1
+    assert all(attributes["alt"] for tag, attributes in tags if tag == "img")
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_page_lists_every_init(finished, page):
+    text = "".join(Tags(page).text)
+    for init in (*ACCURACY, DIVERGING):
+        assert init in text
+        assert init in finished[1]
+
+
+def test_text_is_escaped(page):
+    assert "Does &lt;b&gt;any&lt;/b&gt; start" in page
+    assert "&lt;script&gt;alert(&#39;&amp;&#39;)&lt;/script&gt;" in page
+    assert "2 x &lt;cpu&gt;" in page
+
+
+@pytest.mark.parametrize("init", [DIVERGING, "zeros"])
+def test_init_that_diverges_or_stays_at_chance_does_not_train(finished, page, init):
+    assert read_summary(finished[0])[init, 2000, 1.0]["trains"] == "0"
+    row = re.search(rf'<tr class="idle">\s*<th scope="row">{init.replace("_", "_<wbr>")}</th>.*?</tr>', page, re.S)
+    assert row
+    assert "does not train" in row[0]
+    line = next(line for line in finished[1].splitlines() if line.startswith(init))
+    assert line.endswith("does not train")
+
+
+def test_summary_has_the_numbers_of_a_hand_calculation(finished):
+    row = read_summary(finished[0])["coupled_nfm", 2000, 1.0]
+    own, he, copy = ([accuracy(init, seed) for seed in range(3)] for init in ("coupled_nfm", "kaiming_normal", "copy"))
+    assert [float(row[name]) for name in ("test_accuracy", "low", "high")] == pytest.approx(t_interval(own))
+    compared = len(ACCURACY) + 1 - 1  # with the one that diverges, without He
+    wanted = t_interval(np.subtract(own, he), 0.05 / compared)
+    assert [float(row[f"he_{name}"]) for name in ("difference", "low", "high")] == pytest.approx(wanted)
+    assert row["he_verdict"] == row["control_verdict"] == "better"
+    control = [accuracy(row["control"], seed) for seed in range(3)]
+    assert float(row["control_difference"]) == pytest.approx(np.mean(own) - np.mean(control))
+    gain = (np.mean(own) - np.mean(he)) / (np.mean(copy) - np.mean(he))
+    assert float(row["copy_recovered"]) == pytest.approx(gain)
+    assert (row["n"], row["diverged"], row["learning_rate"]) == ("3", "0", "0.1")
+    assert read_summary(finished[0])[DIVERGING, 2000, 1.0]["diverged"] == "3"
+
+
+def test_control_is_the_one_made_for_the_init(finished):
+    summary = read_summary(finished[0])
+    assert summary["coupled_sqrt_agop", 2000, 1.0]["control"].endswith(":coupled_sqrt_agop")
+    assert ":" not in summary["coupled_nfm", 2000, 1.0]["control"]
+
+
+def test_steps_to_he(finished):
+    """He needs all its 250 steps to get where it ends, a better init fewer, a worse one never gets there."""
+    steps = {init: float(row["steps_to_he"]) for (init, _, _), row in read_summary(finished[0]).items()}
+    assert steps["kaiming_normal"] == 250
+    assert steps["copy"] < steps["coupled_nfm"] < 250
+    assert steps["nfm"] == math.inf
+
+
+def test_words_name_what_is_better_and_what_may_be_scale(page):
+    text = re.sub(r"\s+", " ", "".join(Tags(page).text))
+    assert "Better than He (points): copy +17.5, coupled_nfm +7.0," in text
+    assert "Did not train at all (diverged or stayed at chance): kaiming_nfm, zeros" in text
+    assert "The learning rate chosen for he_nfm is the smallest or largest that was tried" in text
+
+
+def test_figures_are_written_as_png_and_svg(finished):
+    stems = ["accuracy_n2000_w1", "learning_curves_n2000_w1", "loss_gap_n2000_w1", "filters", "spectra", "donor"]
+    assert sorted(path.name for path in (finished[0] / "figures").iterdir()) == sorted(
+        f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg")
+    )
+    for stem in stems:
+        pixels = matplotlib.image.imread(finished[0] / "figures" / f"{stem}.png")[..., :3]
+        assert min(pixels.shape[:2]) > 250
+        assert 0.01 < (pixels < 0.99).any(-1).mean() < 0.9
+        border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        assert (border == 1).all(), f"{stem} is cut off"
+        ElementTree.parse(finished[0] / "figures" / f"{stem}.svg")
+
+
+def test_minimal_directory_settings_and_rewrite(tmp_path):
+    """Two sizes and two widths, no optional file; written twice the files are the same, and no other is left."""
+    rows = grid(["kaiming_normal", "copy", "nfm"], sizes=(500, 2000), widths=(1.0, 2.0))
+    write_minimal(tmp_path, rows)
+    table = write_report(tmp_path, {})
+    first = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert write_report(tmp_path, {}) == table
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == first
+    names = {path.name for path in first}
+    assert {"accuracy_n500_w2.png", "accuracy_by_train_size_at_width_1.svg"} <= names
+    assert len(read_summary(tmp_path)) == 12
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<b>Better than He in all 4 settings:</b> copy" in page
+    assert table.count("images, width") == 4
+
+
+@pytest.mark.parametrize("inits", [["kaiming_normal", "copy"], ["copy"]])
+def test_one_seed_supports_no_conclusion(tmp_path, inits):
+    write_minimal(tmp_path, grid(inits, seeds=1))
+    table = write_report(tmp_path, {})
+    assert ("too few seeds" in table) == ("kaiming_normal" in inits)
+    assert "better" not in table
+
+
+def damage(path, old, new):
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "words"),
+    [
+        ("results.csv", "2000", "two", ["line 2", "train_size", "'two'"]),
+        ("results.csv", "test_accuracy", "accuracy", ["missing: test_accuracy"]),
+        ("results.csv", ",0\n", "\n", ["line 2", "cells"]),
+        ("results.csv", "nfm,1", "nfm,0", ["nfm_n2000_w1_s0", "twice"]),
+        ("config.json", "{", "", ["JSON"]),
+    ],
+)
+def test_damaged_file_is_one_clear_error(tmp_path, name, old, new, words):
+    write_minimal(tmp_path, grid(["kaiming_normal", "nfm"], seeds=2))
+    damage(tmp_path / name, old, new)
+    with pytest.raises(UserError) as error:
+        write_report(tmp_path, {})
+    message = str(error.value)
+    assert "\n" not in message
+    assert all(word in message for word in [name, *words])
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_missing_results_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"results\.csv: no such file"):
+        write_report(tmp_path, {})
+
+
+def test_damaged_metrics_and_filters_are_named(tmp_path):
+    write_minimal(tmp_path, grid(["nfm"], seeds=1))
+    (tmp_path / "metrics").mkdir()
+    metrics = tmp_path / "metrics" / "nfm_n2000_w1_s0.jsonl"
+    metrics.write_text(curve(recipient("nfm", 0)) + '{"step": 3')
+    with pytest.raises(UserError, match=r"nfm_n2000_w1_s0\.jsonl, line 12"):
+        write_report(tmp_path, {})
+    metrics.unlink()
+    (tmp_path / "filters").mkdir()
+    (tmp_path / "filters" / "nfm_n2000_w1_s0.npz").write_bytes(b"PK not an archive")
+    with pytest.raises(UserError, match=r"nfm_n2000_w1_s0\.npz"):
+        write_report(tmp_path, {})
+
+
+def test_rows_survive_writing_and_reading(tmp_path):
+    rows = grid(["nfm", DIVERGING])
+    results.write_rows(tmp_path / "results.csv", rows)
+    for row, again in zip(rows, results.read_results(tmp_path / "results.csv"), strict=True):
+        assert again == pytest.approx(row, nan_ok=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
+
+
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    results.atomic_write_text(path, "old")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        results.atomic_write_text(path, "new")
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+
+
+def test_recipient_name():
+    assert results.recipient_name("matched_spectrum:he_agop", 500, 2.0, 3) == "matched_spectrum-he_agop_n500_w2_s3"
+
+
+def test_patches_are_scaled_about_grey():
+    kernel = np.zeros((1, 1, 1, 2))
+    kernel[..., 0] = -3.0
+    strip = figures._strip(kernel)
+    assert strip.shape == (8, 8 + 3 + 8, 3)
+    assert (strip[:, :8] == 0).all()
+    assert (strip[:, 8:11] == 1).all()
+    assert (strip[:, 11:] == 0.5).all()

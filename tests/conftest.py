@@ -1,0 +1,55 @@
+"""What all tests share. The shapes and types in the package's signatures are checked at run time under pytest only."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tolerances and times are those of a CPU; set it to test an accelerator
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("agop_jax", "beartype.beartype")  # before the first import of the package
+
+import math
+
+import jax
+import pytest
+
+
+def pytest_configure(config):
+    """The hint in question is one of Flax, in the signature of `nnx.State`."""
+    config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
+
+
+@pytest.fixture
+def x64():
+    """float64 for one test; its arrays must be made inside."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """XLA without its costly passes, for tests of values that run once what they compile: a third less time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def largest_intermediate():
+    """(function, *arguments) -> how many elements the largest array has that the function makes on its way."""
+
+    def measure(function, *arguments):
+        return max(math.prod(shape) for shape in _shapes(jax.make_jaxpr(function)(*arguments).jaxpr))
+
+    return measure
+
+
+def _shapes(jaxpr):
+    """Of the results of all operations, those inside jit, loops and custom derivatives included."""
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.shape for variable in equation.outvars)
+        for value in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(value, "jaxpr", value)  # a closed jaxpr holds an open one
+            if hasattr(inner, "eqns"):
+                yield from _shapes(inner)
