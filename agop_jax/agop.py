@@ -163,7 +163,7 @@ def over_stack(function: Callable, spec: LayerSpec) -> Callable:
     return function
 
 
-def probe_variance(matrix: Float[Array, "*stack k filters"], passes: Float[Array, "m *stack groups f f"]) -> Array:
+def probe_variance(matrix: Float[Array, "*stack k filters"], passes: Float[Array, "m *groups filters filters"]) -> Array:
     """Variance of the mean over m random cotangents of W S W^T, summed over all k x k entries (its trace).
 
     From the factors: |W D W^T|_F^2 = tr(D K D K) with K = W^T W. NaN for m = 1, which says nothing of its own spread.

@@ -15,9 +15,9 @@ from agop_jax import models, report, results, store, workdir
 from agop_jax.data import Dataset, Pipeline, load, subset
 from agop_jax.errors import UserError
 from agop_jax.extract import extract
-from agop_jax.initializers import INITIALIZERS
+from agop_jax.initializers import INITIALIZERS, get_method
 from agop_jax.layer_features import LayerFeatures
-from agop_jax.recipients import Sweep, write_metrics
+from agop_jax.recipients import DonorNetwork, Sweep, write_metrics
 from agop_jax.train import DeviceData, Run, Settings, Trainer, train
 from agop_jax.transplant import initialize
 from agop_jax.types import Variables
@@ -41,8 +41,12 @@ def run(config: Any, directory: str | Path) -> str:
         recipient_data = load(config.data.name, validation=config.data.validation, seed=config.seed)
         donor_data = donor_dataset(config, recipient_data)
         variables = donor_variables(config, donor_data, path)
-        features = donor_features(config, donor_data, variables, path)
-        Sweep(path, config, recipient_data, features).run()
+        donors = {"trained": donor_network(config, donor_data, variables, path / FEATURES)}
+        results.write_rows(path / SPECTRA, spectra(donors["trained"].features))
+        if any(get_method(init).untrained for init in config.recipients.inits):
+            untrained = untrained_donor(config, donor_data)
+            donors["untrained"] = donor_network(config, donor_data, untrained, path / f"{FEATURES}_untrained")
+        Sweep(path, config, recipient_data, donors).run()
         return report.write_report(path, INITIALIZERS)
 
 
@@ -85,19 +89,18 @@ def untrained_donor(config: Any, dataset: Dataset) -> Variables:
     return initialize(_donor_model(config, dataset), jax.random.key(config.seed), sample, None, config.donor.init)
 
 
-def donor_features(config: Any, dataset: Dataset, variables: Variables, path: Path) -> dict[str, LayerFeatures]:
-    """Extracts the donor's features, or reads them from the directory."""
-    if not (path / FEATURES).exists():
+def donor_network(config: Any, dataset: Dataset, variables: Variables, path: Path) -> DonorNetwork:
+    """A donor with its features, which are extracted, or read from `path` if they are there."""
+    model, pipeline = _donor_model(config, dataset), Pipeline.of(dataset)
+    if not path.exists():
         wanted = config.features
-        images = Pipeline.of(dataset).normalize(jnp.asarray(dataset.train.images[: wanted.num_images]))
+        images = np.asarray(pipeline.normalize(jnp.asarray(dataset.train.images[: wanted.num_images])))
         labels = dataset.train.labels[: wanted.num_images] if wanted.outputs == "loss" else None
         options = {"method": wanted.method, "outputs": wanted.outputs, "batch_size": wanted.batch_size}
-        features = extract(_donor_model(config, dataset), variables, np.asarray(images), labels=labels, **options)
+        features = extract(model, variables, images, labels=labels, **options)
         about = {"model": config.model.to_dict(), "data": dataset.name, "num_images": len(images), **options}
-        store.save_features(path / FEATURES, features, json.loads(json.dumps(about)))
-    features = store.load_features(path / FEATURES)
-    results.write_rows(path / SPECTRA, spectra(features))
-    return features
+        store.save_features(path, features, json.loads(json.dumps(about)))
+    return DonorNetwork(model, variables, pipeline, store.load_features(path))
 
 
 def spectra(features: Mapping[str, LayerFeatures]) -> list[dict[str, Any]]:

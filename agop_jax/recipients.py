@@ -20,12 +20,24 @@ from tqdm import tqdm
 from agop_jax import models, results, trees
 from agop_jax.data import Dataset, Pipeline, Split, subset
 from agop_jax.errors import UserError
+from agop_jax.coupling import Donor
 from agop_jax.initializers import get_method
 from agop_jax.layer_features import LayerFeatures
 from agop_jax.train import DeviceData, Run, Settings, Stopwatch, Trainer, accuracy_at, train
-from agop_jax.transplant import initialize
+from agop_jax.transplant import Transplant, transplant
+from agop_jax.types import Variables
 
-RESULTS, RATES = "results.csv", "learning_rates.csv"
+RESULTS, RATES, FITS = "results.csv", "learning_rates.csv", "fits.csv"
+
+
+@dataclass(frozen=True)
+class DonorNetwork:
+    """A donor with its features, trained or not."""
+
+    model: nn.Module
+    variables: Variables
+    pipeline: Pipeline
+    features: Mapping[str, LayerFeatures]
 
 
 @dataclass(frozen=True)
@@ -38,24 +50,43 @@ class Cell:
 
 
 @dataclass
+class Trained:
+    """One run from its initial variables to its end."""
+
+    start: Transplant
+    run: Run
+    seconds: float
+
+
+@dataclass
 class Sweep:
-    """Trains what is missing in a work directory."""
+    """Trains what is missing in a work directory.
+
+    Attributes:
+      workdir: of the experiment.
+      config: with the fields of `configs/digits.py`.
+      dataset: the recipients'.
+      donors: 'trained', and 'untrained' for the methods that ask for it.
+      trainers: by width, one compiled step each.
+    """
 
     workdir: Path
     config: Any
     dataset: Dataset
-    features: Mapping[str, LayerFeatures]
+    donors: Mapping[str, DonorNetwork]
     trainers: dict[float, Trainer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         pipeline = Pipeline.of(self.dataset, self.config.data.pad, self.config.data.flip)
         settings = Settings(**self.config.train)
+        self._tuned: dict[tuple[Cell, float, int], Trained] = {}
         self.data = DeviceData.of(self.dataset)
         for width in self.config.recipients.widths:
             model = models.create(**self.config.model, num_classes=self.dataset.num_classes, width=width)
             self.trainers[width] = Trainer(model, pipeline, settings)
         self.results = results.read_optional_table(self.workdir / RESULTS, results.RESULT_COLUMNS)
         self.rates = results.read_optional_table(self.workdir / RATES, results.RATE_COLUMNS)
+        self.fits = results.read_optional_table(self.workdir / FITS, results.FIT_COLUMNS)
         self._check()
 
     @property
@@ -77,13 +108,24 @@ class Sweep:
             get_method(init)
         for cell in self.cells:
             subset(self.dataset.train, cell.train_size, 0)
-            self.initial_variables(cell, 0)
+            self.start(cell, 0)
 
-    def initial_variables(self, cell: Cell, seed: int) -> Any:
-        """Of a recipient before training."""
-        model: nn.Module = self.trainers[cell.width].model
-        sample = np.zeros((1, *self.dataset.train.images.shape[1:]), np.float32)
-        return initialize(model, jax.random.key(seed), sample, self.features, cell.init, self.config.recipients.layers)
+    def start(self, cell: Cell, seed: int) -> Transplant:
+        """A recipient before training. Coupled methods and lsuv see the first of its own training images, no labels."""
+        method, trainer = get_method(cell.init), self.trainers[cell.width]
+        donor = self.donors["untrained" if method.untrained else "trained"]
+        indices = subset(self.dataset.train, cell.train_size, seed)[: self.config.recipients.num_images]
+        pictures = self.data.train.images[indices]
+        return transplant(
+            trainer.model,
+            jax.random.key(seed),
+            np.zeros((1, *pictures.shape[1:]), np.float32),
+            donor.features,
+            cell.init,
+            self.config.recipients.layers,
+            images=trainer.pipeline.normalize(pictures),
+            donor=Donor(donor.model, donor.variables, donor.pipeline.normalize(pictures)) if method.coupled else None,
+        )
 
     def run(self) -> None:
         """Trains every recipient that `results.csv` lacks; a row is written as soon as it is known."""
@@ -111,8 +153,8 @@ class Sweep:
 
     def _complete(self, cell: Cell, bar: tqdm) -> None:
         for rate, seed in self._untried(cell):
-            run, _ = self._train(cell, rate, seed, bar)
-            last = run.history[-1]
+            trained = self._tuned[cell, rate, seed] = self._train(cell, rate, seed, bar)
+            last = trained.run.history[-1]
             self.rates.append(
                 {**vars(cell), "learning_rate": rate, "seed": seed, "chosen": 0}
                 | {name: last[name] for name in ("validation_accuracy", "validation_loss")}
@@ -120,8 +162,10 @@ class Sweep:
             self._write(RATES, self.rates, results.RATE_COLUMNS)
         rate = self._choose(cell)
         for seed in self._missing_seeds(cell):
-            run, seconds = self._train(cell, rate, seed, bar)
-            self._finish(cell, rate, seed, run, seconds)
+            again = self._tuned.get((cell, rate, seed))  # the same run, bit for bit
+            bar.update(self.config.train.steps if again else 0)
+            self._finish(cell, rate, seed, again or self._train(cell, rate, seed, bar))
+        self._tuned.clear()
 
     def _choose(self, cell: Cell) -> float:
         """The rate of the best mean validation accuracy over the tuning seeds; on a tie of the smaller loss."""
@@ -141,11 +185,11 @@ class Sweep:
         self._write(RATES, self.rates, results.RATE_COLUMNS)
         return best
 
-    def _train(self, cell: Cell, rate: float, seed: int, bar: tqdm) -> tuple[Run, float]:
+    def _train(self, cell: Cell, rate: float, seed: int, bar: tqdm) -> Trained:
         trainer, clock = self.trainers[cell.width], Stopwatch()
         indices = subset(self.dataset.train, cell.train_size, seed)
-        run = Run(trainer.start(self.initial_variables(cell, seed)))
-        start = bar.n
+        start = self.start(cell, seed)
+        run, before = Run(trainer.start(start.variables)), bar.n
 
         def on_step(run: Run, step: int) -> None:
             bar.update()
@@ -153,18 +197,20 @@ class Sweep:
                 bar.set_postfix(_postfix(cell, rate, seed, run, step * trainer.settings.batch_size / clock.seconds))
 
         train(trainer, run, self.data, indices, rate, seed, on_step)
-        bar.update(trainer.settings.steps - (bar.n - start))  # what a diverged run left
-        return run, clock.seconds
+        bar.update(trainer.settings.steps - (bar.n - before))  # what a diverged run left
+        return Trained(start, run, clock.seconds)
 
-    def _finish(self, cell: Cell, rate: float, seed: int, run: Run, seconds: float) -> None:
+    def _finish(self, cell: Cell, rate: float, seed: int, trained: Trained) -> None:
         """Reads the test set and writes the recipient's files, the row of `results.csv` last."""
-        trainer, name = self.trainers[cell.width], results.recipient_name(*vars(cell).values(), seed)
+        trainer, run = self.trainers[cell.width], trained.run
+        name = results.recipient_name(*vars(cell).values(), seed)
         test_loss, test_accuracy = trainer.evaluate(run.state.variables, self.data.test)
         used = subset(self.dataset.train, cell.train_size, seed)[: len(self.dataset.validation.labels)]
         train_loss, train_accuracy = trainer.evaluate(run.state.variables, self.data.train.take(used))
         write_metrics(self.workdir / "metrics" / f"{name}.jsonl", run.history)
+        self._write_fits(cell, seed, trained.start)
         if seed == 0:
-            self._write_filters(cell, name, run)
+            self._write_filters(name, trained)
         steps, last = int(run.state.step), run.history[-1]
         row = {
             **vars(cell),
@@ -178,15 +224,23 @@ class Sweep:
             "train_loss": train_loss,
             **{f"accuracy_at_{p}": accuracy_at(run.history, trainer.settings.steps, p) for p in (5, 20, 100)},
             "steps": steps,
-            "seconds": round(seconds, 3),
-            "images_per_second": round(steps * trainer.settings.batch_size / seconds, 1),
+            "seconds": round(trained.seconds, 3),
+            "images_per_second": round(steps * trainer.settings.batch_size / trained.seconds, 1),
             "diverged": int(run.diverged),
         }
         self.results.append(row)
         self._write(RESULTS, self.results, results.RESULT_COLUMNS)
 
-    def _write_filters(self, cell: Cell, name: str, run: Run) -> None:
-        before, after = (trees.kernels(v["params"]) for v in (self.initial_variables(cell, 0), run.state.variables))
+    def _write_fits(self, cell: Cell, seed: int, start: Transplant) -> None:
+        """Replaces the rows of this recipient, which an interrupted run may have written before."""
+        mine = {**vars(cell), "seed": seed}
+        self.fits = [row for row in self.fits if any(row[name] != value for name, value in mine.items())]
+        self.fits += [{**mine, "layer": path, "explained_variance": r2} for path, r2 in start.explained_variance.items()]
+        if self.fits:
+            self._write(FITS, self.fits, results.FIT_COLUMNS)
+
+    def _write_filters(self, name: str, trained: Trained) -> None:
+        before, after = (trees.kernels(v["params"]) for v in (trained.start.variables, trained.run.state.variables))
         first = next(path for path, kernel in before.items() if kernel.ndim == 4)
         buffer = io.BytesIO()
         np.savez(buffer, initial=before[first], trained=after[first])

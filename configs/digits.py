@@ -13,6 +13,8 @@ import ml_collections
 
 from agop_jax import INITIALIZERS
 
+OTHER_WIDTHS = ("copy_spaced", "copy_tiled")  # the same as 'copy' where donor and recipient have one width
+
 
 def get_config(mode: str = "") -> ml_collections.ConfigDict:
     """The config; mode 'quick' makes everything small."""
@@ -45,13 +47,14 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
     config.train = train_config(steps=200)  # recipients
 
     config.recipients = ml_collections.ConfigDict()
-    config.recipients.inits = tuple(INITIALIZERS)
+    config.recipients.inits = tuple(name for name in INITIALIZERS if name not in OTHER_WIDTHS)
     config.recipients.layers = "Conv_.*"  # regular expression: which layers are drawn anew; the rest is paired by seed
     config.recipients.seeds = 5  # paired runs of each init
     config.recipients.train_sizes = (0,)  # training images; 0: all
     config.recipients.widths = (1.0,)  # factors on the number of channels
     config.recipients.learning_rates = (0.1,)  # peaks to choose from on validation
     config.recipients.tuning_seeds = 1  # seeds of that choice
+    config.recipients.num_images = 256  # unlabelled images of its own training set that a coupled or lsuv init looks at
 
     if mode == "quick":
         config.donor.train.steps = config.train.steps = 20
