@@ -1,5 +1,6 @@
 """Initial weights for CNNs from the feature matrices of a trained CNN, and the evidence of whether they help."""
 
+from agop_jax.coupling import Donor
 from agop_jax.errors import UserError
 from agop_jax.extract import extract
 from agop_jax.feature_matrix import FeatureMatrix
@@ -12,6 +13,7 @@ from agop_jax.transplant import initialize
 __all__ = [
     "INITIALIZERS",
     "TAP_COLLECTIONS",
+    "Donor",
     "FeatureMatrix",
     "LayerFeatures",
     "UserError",

@@ -1,8 +1,8 @@
 """Sums over a batch: the gradient Gram matrix `S` by reverse passes, and the AGOP by its definition.
 
 `gradient_grams` is the fast path: one reverse pass per output (or per random cotangent) yields the gradients at the
-outputs of *all* layers. `patch_agop` is the plain definition for one layer, explicit patches and their Jacobian, with which
-the first is tested. Both add up over a batch; division by the number of images is left to `extract.py`.
+outputs of *all* layers. `patch_agop` is the plain definition for one layer, explicit patches and their Jacobian, with
+which the first is tested. Both add up over a batch; division by the number of images is left to `extract.py`.
 """
 
 import math
@@ -24,7 +24,7 @@ OutputFunction = Callable[[Float[Array, "n classes"], Labels], Float[Array, "n m
 
 
 def output_function(outputs: Outputs) -> OutputFunction:
-    """What is differentiated: 'logits' (all of them), a list of class indices, or 'loss' (cross-entropy, needs labels)."""
+    """What is differentiated: 'logits' (all), a list of class indices, or 'loss' (cross-entropy, needs labels)."""
     if isinstance(outputs, str):
         if outputs not in ("logits", "loss"):
             raise UserError(f"outputs: wanted 'logits', 'loss' or a list of class indices, got {outputs!r}")
@@ -55,12 +55,14 @@ def gradient_grams(
     *,
     keep_passes: bool = False,
 ) -> dict[str, Float[Array, "..."]]:
-    """Sum over images and positions of delta delta^T for every layer, delta = d(cotangent . output) / d(layer's output).
+    """Sum over images and positions of delta delta^T for every layer, delta = d(cotangent . output) / d(layer's
+    output).
 
-    With the rows of the identity as cotangents, the same for every image, this is `count * S` exactly; with random ones of
-    E[v v^T] = I its mean is. A zero cotangent leaves an image out, which is how padding is masked.
+    With the rows of the identity as cotangents, the same for every image, this is `count * S` exactly; with random
+    ones of E[v v^T] = I its mean is. A zero cotangent leaves an image out, which is how padding is masked.
 
-    The reverse passes are unrolled: inside a loop of XLA the CPU backend runs each operation on one thread (a `fori_loop`
+    The reverse passes are unrolled: inside a loop of XLA the CPU backend runs each operation on one thread (a
+      `fori_loop`
     took 3 to 5 times as long for VGG11), and under `vmap` it was twice as slow.
 
     Args:
@@ -69,7 +71,7 @@ def gradient_grams(
     Returns:
       {path: (groups, filters, filters)} with leading axes of a scan, if any, in front of the groups.
     """
-    forward = lambda taps: output(tapped.apply(variables, taps, images)[0], labels)  # noqa: E731
+    forward = lambda taps: output(tapped.apply(variables, taps, images)[0], labels)
     with jax.default_matmul_precision("highest"):
         values, pullback = jax.vjp(forward, tapped.zero_perturbations(variables, images))
         passes = []
@@ -101,9 +103,10 @@ def patch_agop(
 ) -> Float[Array, "*stack groups k k"]:
     """Sum over images of J^T J, J the Jacobian of the outputs with respect to the explicit patches of one layer.
 
-    The definition (Radhakrishnan et al. 2024, eq. 3; for patches Beaglehole et al. 2023, "Mechanism of feature learning in
-    convolutional neural networks", eq. 4): the layer's output is replaced by `patches @ W + bias`, with every patch an
-    input of its own. Costs a Jacobian of size outputs x positions x k an image: for tests and small layers.
+    The definition (Radhakrishnan et al. 2024, eq. 3; for patches Beaglehole et al. 2023, "Mechanism of feature
+    learning in convolutional neural networks", eq. 4): the layer's output is replaced by `patches @ W + bias`, with
+    every patch an input of its own. Costs a Jacobian of size outputs x positions x k an image: for tests and small
+    layers.
     """
     spec = tapped.specs[path]
 
@@ -163,7 +166,9 @@ def over_stack(function: Callable, spec: LayerSpec) -> Callable:
     return function
 
 
-def probe_variance(matrix: Float[Array, "*stack k filters"], passes: Float[Array, "m *groups filters filters"]) -> Array:
+def probe_variance(
+    matrix: Float[Array, "*stack k filters"], passes: Float[Array, "m *groups filters filters"]
+) -> Array:
     """Variance of the mean over m random cotangents of W S W^T, summed over all k x k entries (its trace).
 
     From the factors: |W D W^T|_F^2 = tr(D K D K) with K = W^T W. NaN for m = 1, which says nothing of its own spread.

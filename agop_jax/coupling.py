@@ -1,8 +1,8 @@
 """Carrying a donor's basis from layer to layer.
 
-The covariance of a layer after the first refers to input channels by index, and re-drawing the layer before exchanges these
-channels. So the basis is carried along. Let F be a factor of the donor's matrix, F F^T = NFM (F = W) or AGOP (F = W S^(1/2)),
-and xi a random mixing of its columns. The recipient's layer is
+The covariance of a layer after the first refers to input channels by index, and re-drawing the layer before exchanges
+these channels. So the basis is carried along. Let F be a factor of the donor's matrix, F F^T = NFM (F = W) or AGOP (F
+= W S^(1/2)), and xi a random mixing of its columns. The recipient's layer is
 
     W' = (I (x) B) F xi,       B: cin' x cin, the least-squares map with   donor's input  ~  recipient's input . B
 
@@ -10,8 +10,11 @@ over the images and positions of a batch, fitted after all layers before have be
 recipient's pre-activations are `xi^T` times the donor's, a Gaussian mixture of its features.
 
 In a residual network several layers write into one stream, `h = z_1 + z_2 + ...`. Mixed each with a xi of its own, the
-recipient's stream `xi_1^T z_1 + xi_2^T z_2 + ...` would not determine h. Layers that write into one stream therefore share
-one xi: then the recipient's stream is `xi^T h`, and B exists as in a chain. `streams.py` finds these layers.
+recipient's stream `xi_1^T z_1 + xi_2^T z_2 + ...` would not determine h. Layers that write into one stream therefore
+share
+one xi and one scale: then the recipient's stream is a multiple of `xi^T h`, and B exists as in a chain. `streams.py`
+finds these layers. With BatchNorm between z and h this holds up to the normalisers of single channels, and the fit
+says how well.
 
 The evidence is that of a regression of the donor's activations: partly a noisy transfer of its weights.
 """
@@ -51,7 +54,7 @@ class Donor(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Sums over images and positions at one layer; cin' is the recipient's, cin the donor's number of input channels."""
+    """Sums over images and positions at one layer; cin2 is the recipient's, cin the donor's number of channels."""
 
     power: Float[Array, "cin2 cin2"]  # recipient's input, second moments
     cross: Float[Array, "cin2 cin"]  # recipient's input times donor's
@@ -83,16 +86,19 @@ def _moments_step(model: nn.Module, donor_model: nn.Module | None, layers: tuple
 
     @jax.jit
     def step(variables: Variables, images: Array, donor_variables: Variables | None, donor_images: Array):
-        records = _records(model, variables, images)
+        records = _records(model, variables, images, batch_statistics=True)  # as the recipient will be trained
         others = records if donor_model is None else _records(donor_model, donor_variables, donor_images)
         return {path: _layer_moments(path, records[path][0], others[path][0]) for path in layers}
 
     return step
 
 
-def _records(model: nn.Module, variables: Variables | None, images: Array) -> dict[str, list[taps.Record]]:
+def _records(
+    model: nn.Module, variables: Variables, images: Array, *, batch_statistics: bool = False
+) -> dict[str, list[taps.Record]]:
     with jax.default_matmul_precision("highest"):
-        return taps.tap(model, variables or {}, images).apply(variables or {}, None, images)[1]
+        tapped = taps.tap(model, variables, images, batch_statistics=batch_statistics)
+        return tapped.apply(variables, None, images)[1]
 
 
 def _layer_moments(path: str, recipient: taps.Record, donor: taps.Record) -> Moments:
@@ -126,7 +132,7 @@ def fit_basis(at_layer: Moments) -> tuple[Float[Array, "cin2 cin"], Float[Array,
 def coupled_kernel(
     key: PRNGKey, mixing_key: PRNGKey, method: Method, layer: LayerFeatures, basis: Float[Array, "cin2 cin"], shape: Any
 ) -> Array:
-    """(I (x) B) F xi as a kernel of this shape, at the scale E|w|^2 = 2.
+    """(I (x) B) F xi as a kernel of this shape; its scale is that of the fit and still to be set.
 
     Args:
       key: for what is random in this layer alone: the controls.
@@ -145,9 +151,12 @@ def coupled_kernel(
     if method.source.basis == "random":
         factor = _random_eigenvectors(basis_key, factor)
     xi = mixing(mixing_key, factor.shape[-1], shape[-1], method.mixed, method.orthogonal)
-    filters = carried_filters(factor, basis, xi)
-    scale = jnp.sqrt(2 * shape[-1] / jnp.maximum((filters**2).sum(), np.finfo(np.float32).tiny))
-    return (scale * filters).reshape(shape)
+    return carried_filters(factor, basis, xi).reshape(shape)
+
+
+def he_scale(kernel: Array) -> Array:
+    """The factor that gives a kernel's filters |w|^2 = 2 in the mean."""
+    return jnp.sqrt(2 * kernel.shape[-1] / jnp.maximum((kernel**2).sum(), np.finfo(np.float32).tiny))
 
 
 def _random_eigenvectors(key: PRNGKey, factor: Float[Array, "k filters"]) -> Float[Array, "k filters"]:

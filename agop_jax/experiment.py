@@ -17,8 +17,10 @@ from agop_jax.errors import UserError
 from agop_jax.extract import extract
 from agop_jax.initializers import INITIALIZERS, get_method
 from agop_jax.layer_features import LayerFeatures
-from agop_jax.recipients import DonorNetwork, Sweep, write_metrics
-from agop_jax.train import DeviceData, Run, Settings, Trainer, train
+from agop_jax.logs import write_curves
+from agop_jax.recipients import CHECKPOINTS, DonorNetwork, Sweep
+from agop_jax.resumable import stoppable, train_resumable
+from agop_jax.train import DeviceData, Settings, Trainer
 from agop_jax.transplant import initialize
 from agop_jax.types import Variables
 
@@ -36,7 +38,7 @@ def run(config: Any, directory: str | Path) -> str:
       The table of results as text.
     """
     path = Path(directory).expanduser().absolute()
-    with workdir.locked(path):
+    with workdir.locked(path), stoppable():
         workdir.claim(path, config.to_dict())
         recipient_data = load(config.data.name, validation=config.data.validation, seed=config.seed)
         donor_data = donor_dataset(config, recipient_data)
@@ -63,13 +65,24 @@ def donor_variables(config: Any, dataset: Dataset, path: Path) -> Variables:
     if (path / DONOR).exists():
         logging.info("donor: read from %s", path / DONOR)
         return store.load_arrays(path / DONOR)[0]
-    trainer = Trainer(_donor_model(config, dataset), Pipeline.of(dataset, config.data.pad, config.data.flip),
-                      Settings(**config.donor.train))
+    trainer = Trainer(
+        _donor_model(config, dataset),
+        Pipeline.of(dataset, config.data.pad, config.data.flip),
+        Settings(**config.donor.train),
+    )
     data = DeviceData.of(dataset)
-    start = Run(trainer.start(untrained_donor(config, dataset)))
+    start, indices = untrained_donor(config, dataset), subset(dataset.train, None, config.seed)
     with tqdm(total=config.donor.train.steps, unit="step", desc="donor", dynamic_ncols=True) as bar:
-        done = train(trainer, start, data, subset(dataset.train, None, config.seed), config.donor.learning_rate,
-                     config.seed, lambda run, step: bar.update())
+        done = train_resumable(
+            trainer,
+            start,
+            data,
+            indices,
+            config.donor.learning_rate,
+            config.seed,
+            path / CHECKPOINTS / DONOR,
+            lambda run, step: bar.update(step - bar.n),
+        )
     if done.diverged:
         raise UserError(
             f"the donor's training diverged by step {done.history[-1]['step']}: lower config.donor.learning_rate "
@@ -77,7 +90,7 @@ def donor_variables(config: Any, dataset: Dataset, path: Path) -> Variables:
         )
     test_loss, test_accuracy = trainer.evaluate(done.state.variables, data.test)
     summary = {"test_accuracy": test_accuracy, "test_loss": test_loss, **done.history[-1]}
-    write_metrics(path / "metrics" / "donor.jsonl", done.history)
+    write_curves(path, DONOR, done.history)
     results.atomic_write_text(path / "donor.json", json.dumps(summary, indent=1))
     store.save_arrays(path / DONOR, jax.device_get(done.state.variables), summary)
     return done.state.variables

@@ -45,8 +45,8 @@ def extract(
       variables: the Linen module's parameters and statistics.
       images: (n, h, w, c), already normalised as the network expects; or an iterable of such arrays, or of
         (images, labels) pairs.
-      method: 'gram' (exact, one reverse pass an output), 'probe' (unbiased, `num_probes` reverse passes whatever the number
-        of outputs) or 'patch_jacobian' (the definition, slow and memory-hungry, one layer after another).
+      method: 'gram' (exact, one reverse pass an output), 'probe' (unbiased, `num_probes` reverse passes whatever the
+        number of outputs) or 'patch_jacobian' (the definition, slow and memory-hungry, one layer after another).
       outputs: 'logits', a list of class indices, or 'loss' (cross-entropy with `labels`).
       labels: (n,) classes, for 'loss'.
       batch_size: images in one compiled step; the last batch is padded and masked.
@@ -89,7 +89,9 @@ def stream(images: Any, labels: Any, batch_size: int) -> Iterator[Batch]:
     """Batches of exactly `batch_size`: arrays are cut, the last piece of each is padded with copies of weight zero."""
     for pieces in [(images, labels)] if hasattr(images, "shape") else map(_pair, images):
         for start in range(0, len(pieces[0]), batch_size):
-            yield _padded(*(None if piece is None else piece[start : start + batch_size] for piece in pieces), batch_size)
+            yield _padded(
+                *(None if piece is None else piece[start : start + batch_size] for piece in pieces), batch_size
+            )
 
 
 def _pair(element: Any) -> tuple[Any, Any]:
@@ -105,7 +107,7 @@ def _padded(images: Any, labels: Any, batch_size: int) -> Batch:
         raise UserError("extract: the images hold NaN or infinity: clean them, or check their normalisation")
     missing = batch_size - len(images)
     weights = np.r_[np.ones(len(images)), np.zeros(missing)].astype(np.float32)
-    repeat = lambda array: np.concatenate([array, np.repeat(array[:1], missing, axis=0)])  # noqa: E731
+    repeat = lambda array: np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
     return repeat(images), repeat(labels), weights
 
 
@@ -136,9 +138,10 @@ def _tap(model: Any, variables: Variables | None, images: Array, **kwargs: Any) 
     return variables, taps.tap(model, variables, images, **kwargs)
 
 
-def _kernels(tapped: taps.TappedModel, variables: Variables, images: np.ndarray) -> dict[str, tuple[Array, Array | None]]:
+def _kernels(
+    tapped: taps.TappedModel, variables: Variables, images: np.ndarray
+) -> dict[str, tuple[Array, Array | None]]:
     """Kernels and biases as the layers use them: masked, or transformed by a wrapper such as `nn.WeightNorm`."""
-
 
     def used(variables: Variables, images: Array) -> dict[str, tuple[Array, Array | None]]:
         _, records = tapped.apply(variables, None, images)
@@ -221,14 +224,18 @@ def _add(total: Any, part: Any) -> Any:
     return part if total is None else jax.tree.map(jnp.add, total, part)
 
 
-def _finish(tapped: taps.TappedModel, kernels: dict[str, tuple[Array, Array | None]], count: int, **sums: Any) -> dict[str, LayerFeatures]:
+def _finish(
+    tapped: taps.TappedModel, kernels: dict[str, tuple[Array, Array | None]], count: int, **sums: Any
+) -> dict[str, LayerFeatures]:
     features = {}
     for path, spec in tapped.specs.items():
         found = {name: values[path] for name, values in sums.items()}
         for name in {"gradient_gram", "patch_agop"} & set(found):
             found[name] = found[name] if spec.groups > 1 else found[name].squeeze(-3)
             if not bool(jnp.isfinite(found[name]).all()):
-                raise UserError(f"layer {path!r}: the gradients hold NaN or infinity: did the donor's training diverge?")
+                raise UserError(
+                    f"layer {path!r}: the gradients hold NaN or infinity: did the donor's training diverge?"
+                )
         kernel, bias = kernels[path]
         static = {"count": count, "path": path, "groups": spec.groups, "stacked": spec.stacked}
         features[path] = LayerFeatures(**{"gradient_gram": None, "kernel": kernel, "bias": bias, **static, **found})

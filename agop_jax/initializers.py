@@ -1,7 +1,7 @@
 """The registry of initialisation methods, and the `kernel_init` closures made from them.
 
-A method is a source of filters and what is done with it in a whole model. Names may carry options, which are the axes of
-the product space:
+A method is a source of filters and what is done with it in a whole model. Names may carry options, which are the axes
+of the product space:
 
     matched_spectrum:he_agop    the control made for 'he_agop'
     he_nfm@mix=0.5@lsuv         options of any method, in any order
@@ -69,7 +69,9 @@ def _delta_orthogonal(key: PRNGKey, shape: Sequence[int], dtype=jnp.float32) -> 
     if len(shape) == 2:  # a Dense layer has no centre to put the delta at
         return jinit.orthogonal(math.sqrt(2))(key, shape, dtype)
     if shape[-2] > shape[-1]:
-        raise UserError(f"delta_orthogonal: wanted at least as many filters as input channels, got kernel {tuple(shape)}")
+        raise UserError(
+            f"delta_orthogonal: wanted at least as many filters as input channels, got kernel {tuple(shape)}"
+        )
     return jinit.delta_orthogonal(math.sqrt(2))(key, shape, dtype)
 
 
@@ -117,13 +119,19 @@ METHODS: dict[str, Method] = {
         "Mishkin & Matas 2016: orthogonal filters, each layer's output variance 1 on a batch", ORTHOGONAL, lsuv=True
     ),
     "coupled_nfm": Method("NFM, the donor's basis carried from layer to layer, lsuv", HE_NFM, lsuv=True, coupled=True),
-    "coupled_agop": Method("AGOP, the donor's basis carried from layer to layer, lsuv", HE_AGOP, lsuv=True, coupled=True),
+    "coupled_agop": Method(
+        "AGOP, the donor's basis carried from layer to layer, lsuv", HE_AGOP, lsuv=True, coupled=True
+    ),
     "coupled_sqrt_agop": Method(
         "AGOP^(1/2), the donor's basis carried from layer to layer, lsuv", HE_SQRT_AGOP, lsuv=True, coupled=True
     ),
     "copy": Method("the donor's filters and biases", Copy()),
-    "copy_spaced": Method("uniformly spaced channels of the donor (Xu et al. 2024), for narrower recipients", Copy("spaced")),
-    "copy_tiled": Method("the donor's channels repeated (Net2WiderNet, Chen et al. 2016), for wider ones", Copy("tiled")),
+    "copy_spaced": Method(
+        "uniformly spaced channels of the donor (Xu et al. 2024), for narrower recipients", Copy("spaced")
+    ),
+    "copy_tiled": Method(
+        "the donor's channels repeated (Net2WiderNet, Chen et al. 2016), for wider ones", Copy("tiled")
+    ),
 }
 
 CONTROLS = {

@@ -25,7 +25,8 @@ class LayerFeatures:
     positions, over outputs, and over the calls of a module that is used more than once.
 
     Attributes:
-      kernel: as the layer used it, (*spatial, cin / groups, cout); Dense (cin, cout); scanned layers lead with a step axis.
+      kernel: as the layer used it, (*spatial, cin / groups, cout); Dense (cin, cout); scanned layers lead with a step
+        axis.
       gradient_gram: S, (cout, cout), or per group (groups, cout / groups, cout / groups). None after `patch_jacobian`.
       count: number of images.
       path: the layer's place in the parameter tree, parts joined by '/'.

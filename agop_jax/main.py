@@ -8,6 +8,7 @@ from ml_collections import config_flags
 
 from agop_jax import experiment
 from agop_jax.errors import UserError
+from agop_jax.resumable import Stopped
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File of the experiment's config; 'FILE:quick' for a smoke run.", lock_config=True
@@ -44,6 +45,9 @@ def run() -> None:
     except UserError as error:
         print(f"agop_jax: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(f"agop_jax: {stopped}", file=sys.stderr)
+        sys.exit(stopped.exit_status)
 
 
 if __name__ == "__main__":

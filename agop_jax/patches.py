@@ -13,7 +13,7 @@ Padding = str | Sequence[tuple[int, int]]
 
 
 def kernel_to_matrix(kernel: Kernel, groups: int = 1) -> Float[Array, "*group k filters"]:
-    """One filter a column. A grouped kernel becomes (groups, k, cout / groups): group g owns the g-th run of outputs."""
+    """One filter a column. Grouped: (groups, k, cout / groups): group g owns the g-th run of filters."""
     matrix = kernel.reshape(-1, kernel.shape[-1])
     if groups == 1:
         return matrix

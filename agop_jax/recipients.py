@@ -1,11 +1,10 @@
 """Recipients: inits x training-set sizes x widths x seeds, each with the learning rate that validation chose for it.
 
-Seeds are paired: for one seed all inits have the same training images, data order, head and biases. The test set is read
-once per recipient, after its training.
+Seeds are paired: for one seed all inits have the same training images, data order, head and biases. The test set is
+read once per recipient, after its training.
 """
 
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,16 +17,18 @@ import numpy as np
 from tqdm import tqdm
 
 from agop_jax import models, results, trees
-from agop_jax.data import Dataset, Pipeline, Split, subset
-from agop_jax.errors import UserError
 from agop_jax.coupling import Donor
+from agop_jax.data import Dataset, Pipeline, subset
+from agop_jax.errors import UserError
 from agop_jax.initializers import get_method
 from agop_jax.layer_features import LayerFeatures
-from agop_jax.train import DeviceData, Run, Settings, Stopwatch, Trainer, accuracy_at, train
+from agop_jax.logs import write_curves
+from agop_jax.resumable import train_resumable
+from agop_jax.train import DeviceData, Run, Settings, Trainer, accuracy_at
 from agop_jax.transplant import Transplant, transplant
 from agop_jax.types import Variables
 
-RESULTS, RATES, FITS = "results.csv", "learning_rates.csv", "fits.csv"
+RESULTS, RATES, FITS, CHECKPOINTS = "results.csv", "learning_rates.csv", "fits.csv", "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,6 @@ class Trained:
 
     start: Transplant
     run: Run
-    seconds: float
 
 
 @dataclass
@@ -186,19 +186,19 @@ class Sweep:
         return best
 
     def _train(self, cell: Cell, rate: float, seed: int, bar: tqdm) -> Trained:
-        trainer, clock = self.trainers[cell.width], Stopwatch()
+        trainer, before, start = self.trainers[cell.width], bar.n, self.start(cell, seed)
         indices = subset(self.dataset.train, cell.train_size, seed)
-        start = self.start(cell, seed)
-        run, before = Run(trainer.start(start.variables)), bar.n
+        name = f"{results.recipient_name(*vars(cell).values(), seed)}_lr{rate:g}"
 
         def on_step(run: Run, step: int) -> None:
-            bar.update()
+            bar.update(before + step - bar.n)
             if run.history[-1]["step"] == step:
-                bar.set_postfix(_postfix(cell, rate, seed, run, step * trainer.settings.batch_size / clock.seconds))
+                bar.set_postfix(_postfix(cell, rate, seed, run, step * trainer.settings.batch_size / run.seconds))
 
-        train(trainer, run, self.data, indices, rate, seed, on_step)
-        bar.update(trainer.settings.steps - (bar.n - before))  # what a diverged run left
-        return Trained(start, run, clock.seconds)
+        directory = self.workdir / CHECKPOINTS / name
+        run = train_resumable(trainer, start.variables, self.data, indices, rate, seed, directory, on_step)
+        bar.update(before + trainer.settings.steps - bar.n)  # what a diverged run left
+        return Trained(start, run)
 
     def _finish(self, cell: Cell, rate: float, seed: int, trained: Trained) -> None:
         """Reads the test set and writes the recipient's files, the row of `results.csv` last."""
@@ -207,7 +207,7 @@ class Sweep:
         test_loss, test_accuracy = trainer.evaluate(run.state.variables, self.data.test)
         used = subset(self.dataset.train, cell.train_size, seed)[: len(self.dataset.validation.labels)]
         train_loss, train_accuracy = trainer.evaluate(run.state.variables, self.data.train.take(used))
-        write_metrics(self.workdir / "metrics" / f"{name}.jsonl", run.history)
+        write_curves(self.workdir, name, run.history)
         self._write_fits(cell, seed, trained.start)
         if seed == 0:
             self._write_filters(name, trained)
@@ -224,8 +224,8 @@ class Sweep:
             "train_loss": train_loss,
             **{f"accuracy_at_{p}": accuracy_at(run.history, trainer.settings.steps, p) for p in (5, 20, 100)},
             "steps": steps,
-            "seconds": round(trained.seconds, 3),
-            "images_per_second": round(steps * trainer.settings.batch_size / trained.seconds, 1),
+            "seconds": round(run.seconds, 3),
+            "images_per_second": round(steps * trainer.settings.batch_size / run.seconds, 1),
             "diverged": int(run.diverged),
         }
         self.results.append(row)
@@ -235,7 +235,9 @@ class Sweep:
         """Replaces the rows of this recipient, which an interrupted run may have written before."""
         mine = {**vars(cell), "seed": seed}
         self.fits = [row for row in self.fits if any(row[name] != value for name, value in mine.items())]
-        self.fits += [{**mine, "layer": path, "explained_variance": r2} for path, r2 in start.explained_variance.items()]
+        self.fits += [
+            {**mine, "layer": path, "explained_variance": r2} for path, r2 in start.explained_variance.items()
+        ]
         if self.fits:
             self._write(FITS, self.fits, results.FIT_COLUMNS)
 
@@ -248,13 +250,6 @@ class Sweep:
 
     def _write(self, name: str, rows: list[dict[str, Any]], columns: Iterable[str]) -> None:
         results.write_rows(self.workdir / name, [{column: row[column] for column in columns} for row in rows])
-
-
-def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
-    """One JSON object a line; numbers that are not finite become null, which JSON has no other word for."""
-    finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value
-    lines = [json.dumps({name: finite(value) for name, value in record.items()}) for record in history]
-    results.atomic_write_text(path, "\n".join(lines) + "\n")
 
 
 def _cell_of(row: Mapping[str, Any]) -> Cell:

@@ -1,6 +1,8 @@
-"""Where a layer's filters come from: a formula, a donor's covariance, its spatial part, or the donor's filters themselves.
+"""Where a layer's filters come from: a formula, a donor's covariance, its spatial part, or the donor's filters
+themselves.
 
-Every source makes a Flax initialiser `(key, shape, dtype) -> kernel` for one layer; `registry.py` gives them their names.
+Every source makes a Flax initialiser `(key, shape, dtype) -> kernel` for one layer; `registry.py` gives them their
+names.
 """
 
 import math
@@ -100,7 +102,8 @@ class Covariance:
 
 @dataclass(frozen=True)
 class Spatial:
-    """Filters whose kh*kw x kh*kw covariance is the donor's, averaged over channels, and whose channels are independent.
+    """Filters whose kh*kw x kh*kw covariance is the donor's, averaged over channels, and whose channels are
+    independent.
 
     Sigma = A (x) I with A the marginal of the NFM and E|w|^2 = 2. It names no channel, so any `cin` will do.
     """
@@ -128,8 +131,8 @@ class Copy:
     """The donor's own filters.
 
     Attributes:
-      channels: 'same', 'spaced' (uniformly spaced channels, for narrower recipients: weight selection, Xu et al. 2024) or
-        'tiled' (repeated channels whose outgoing weights are shared out: Net2WiderNet, Chen et al. 2016).
+      channels: 'same', 'spaced' (uniformly spaced channels, for narrower recipients: weight selection, Xu et al. 2024)
+        or 'tiled' (repeated channels whose outgoing weights are shared out: Net2WiderNet, Chen et al. 2016).
     """
 
     channels: str = "same"
@@ -156,7 +159,9 @@ class Copy:
         if self.channels == "tiled" or donor == recipient:
             return np.arange(recipient) % donor
         if recipient > donor:
-            raise UserError(f"'copy_spaced' wanted at most the donor's {donor} channels, got {recipient}: use 'copy_tiled'")
+            raise UserError(
+                f"'copy_spaced' wanted at most the donor's {donor} channels, got {recipient}: use 'copy_tiled'"
+            )
         return np.round(np.linspace(0, donor - 1, recipient)).astype(int)
 
 
@@ -191,8 +196,8 @@ def mixing(
     Args:
       key: random.
       donor, recipient: numbers of filters.
-      mixed: m, how many donor filters each new one mixes, with Gaussian weights; None for all. 1 copies them, each as often
-        as any other, in random order.
+      mixed: m, how many donor filters each new one mixes, with Gaussian weights; None for all. 1 copies them, each as
+        often as any other, in random order.
       orthogonal: columns orthogonal within each run of `donor` columns, in place of independent Gaussian ones.
     """
     if orthogonal:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from agop_jax.errors import UserError, unknown_name
 
@@ -245,7 +245,7 @@ def _seeds_to_see(difference: float, sd: float, level: float) -> int:
     """
     known_sd = (special.ndtri(1 - level / 2) + special.ndtri(POWER)) * sd / difference
     n = max(2, math.ceil(known_sd**2))
-    while stats.nct.sf(_critical(n, level), n - 1, math.sqrt(n) * difference / sd) < POWER:
+    while special.nctdtr(n - 1, math.sqrt(n) * difference / sd, _critical(n, level)) > 1 - POWER:
         n += 1
     return n
 
@@ -267,7 +267,8 @@ def _by_setting(rows: Iterable[Row], metric: str) -> dict[Setting, dict[str, ByS
 
 
 def _is_control(init: str, controls: Sequence[str]) -> bool:
-    return init.partition(":")[0] in controls
+    """Also one made for an init, 'matched_isotropic:X', or with options, 'matched_isotropic@lsuv'."""
+    return init.partition("@")[0].partition(":")[0] in controls
 
 
 def _better_control(init: str, values: BySeed, selection: dict[str, BySeed], controls: Sequence[str]) -> str | None:

@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 
 from agop_jax import trees
 from agop_jax.errors import UserError
-from agop_jax.sources import REFERENCE_IMAGES
 from agop_jax.layer_features import LayerFeatures
+from agop_jax.sources import REFERENCE_IMAGES
 
 FORMAT = 1
 METADATA, ARRAYS = "metadata.json", "arrays"
@@ -53,7 +53,10 @@ def load_features(path: str | os.PathLike) -> dict[str, LayerFeatures]:
     arrays, metadata = load_arrays(path)
     if "layers" not in metadata:
         raise UserError(f"{str(path)!r} holds arrays but no features")
-    found = [LayerFeatures(**layer, **{"gradient_gram": None, **arrays[str(i)]}) for i, layer in enumerate(metadata["layers"])]
+    found = [
+        LayerFeatures(**layer, **{"gradient_gram": None, **arrays[str(i)]})
+        for i, layer in enumerate(metadata["layers"])
+    ]
     return {layer.path: layer for layer in found}
 
 
@@ -93,7 +96,9 @@ def load_arrays(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]
         wanted = trees.unflatten({name: jax.ShapeDtypeStruct(*what) for name, what in shapes.items()})
         with ocp.StandardCheckpointer() as checkpointer:
             found = checkpointer.restore(path / ARRAYS, wanted)
-    except Exception as error:  # Orbax and TensorStore raise ValueError, KeyError, JSONDecodeError, FileNotFoundError, ...
+    except (
+        Exception
+    ) as error:  # Orbax and TensorStore raise ValueError, KeyError, JSONDecodeError, FileNotFoundError, ...
         raise UserError(f"{str(path)!r} cannot be read ({_first_line(error)}): delete it and make it anew") from error
     for name, array in trees.flatten(found).items():
         if array.shape != shapes[name][0]:
@@ -105,8 +110,9 @@ def load_arrays(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]
 def export(directory: str | os.PathLike, features: Mapping[str, LayerFeatures]) -> None:
     """Dense matrices for users of the older PyTorch project, as a new directory.
 
-    `nfm/layer_{i}.csv` and `agop/layer_{i}.csv`, i counting the ungrouped 2-D convolutions, in that project's convention:
-    patches in (cin, kh, kw) order, and for `agop` the root of a sum over 11 images. `dense.npz` holds `nfm_{i}` and
+    `nfm/layer_{i}.csv` and `agop/layer_{i}.csv`, i counting the ungrouped 2-D convolutions, in that project's
+    convention: patches in (cin, kh, kw) order, and for `agop` the root of a sum over 11 images. `dense.npz` holds
+      `nfm_{i}` and
     `agop_{i}` in ours (HWI order, AGOP as a mean, no root) and `paths`.
 
     Size and time grow with k^2 a layer: 275 MB a file for k = 4608.
@@ -114,7 +120,9 @@ def export(directory: str | os.PathLike, features: Mapping[str, LayerFeatures]) 
     directory = _absolute(directory)
     if directory.exists():
         raise UserError(f"export: {str(directory)!r} exists already: delete it or choose another path")
-    layers = [layer for layer in features.values() if layer.kernel.ndim == 4 and not layer.stacked and layer.groups == 1]
+    layers = [
+        layer for layer in features.values() if layer.kernel.ndim == 4 and not layer.stacked and layer.groups == 1
+    ]
     if not layers:
         raise UserError(f"export: wanted 2-D convolutions without groups, got {', '.join(features)}")
     _write_directory(directory, lambda temporary: _write_dense(temporary, layers))
@@ -160,7 +168,9 @@ def _write_directory(path: Path, write: Callable[[Path], None]) -> None:
 def _checksums(directory: Path) -> dict[str, list[int]]:
     """[size in bytes, CRC-32] of every file, by relative path."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {path.relative_to(directory).as_posix(): [path.stat().st_size, zlib.crc32(path.read_bytes())] for path in files}
+    return {
+        path.relative_to(directory).as_posix(): [path.stat().st_size, zlib.crc32(path.read_bytes())] for path in files
+    }
 
 
 def _check_files(path: Path, wanted: Mapping[str, list[int]]) -> None:
@@ -181,7 +191,9 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{str(file)!r} is missing: nothing was saved there, or not by this program") from None
     except (ValueError, OSError) as error:
-        raise UserError(f"{str(file)!r} is damaged ({_first_line(error)}): delete the directory and make it anew") from None
+        raise UserError(
+            f"{str(file)!r} is damaged ({_first_line(error)}): delete the directory and make it anew"
+        ) from None
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         found = described.get("format") if isinstance(described, dict) else type(described).__name__
         raise UserError(f"{str(file)!r}: wanted format {FORMAT}, got {found}: delete the directory and make it anew")

@@ -1,9 +1,10 @@
 """Gradients at the output of every layer of a model that nobody modified (Flax Linen; `taps_nnx.py` for NNX).
 
-A tap adds a zero to the output of a Conv or Dense; the gradient with respect to that zero is the gradient at the output.
+A tap adds a zero to the output of a Conv or Dense; the gradient with respect to that zero is the gradient at the
+output.
 Taps live in variable collections, not in a Python dictionary: tracers would leak out of `nn.remat` and `nn.scan`, and a
-scan would share one tap among all its steps. The number of calls of a module is told by the *names* in a collection, since
-values inside lifted transformations are traced.
+scan would share one tap among all its steps. The number of calls of a module is told by the *names* in a collection,
+since values inside lifted transformations are traced.
 """
 
 import contextlib
@@ -73,30 +74,37 @@ class TappedModel:
     def zero_perturbations(self, variables: Variables, images: Images) -> Taps:
         """A zero at the output of every call of every layer, for this batch."""
         _, records = jax.eval_shape(lambda v, x: self.apply(v, None, x), variables, images)
-        zeros = lambda call: jnp.zeros(call.outputs.shape, call.outputs.dtype)  # noqa: E731
+        zeros = lambda call: jnp.zeros(call.outputs.shape, call.outputs.dtype)
         return {path: [zeros(call) for call in calls] for path, calls in records.items()}
 
 
-def tap(model: nn.Module, variables: Variables, images: Images, **kwargs: Any) -> TappedModel:
+def tap(
+    model: nn.Module, variables: Variables, images: Images, *, batch_statistics: bool = False, **kwargs: Any
+) -> TappedModel:
     """Taps every `nn.Conv` and `nn.Dense` of a Linen model.
 
     Args:
       model: an unbound module whose call takes (n, h, w, c) images and returns (n, classes) logits.
       variables: its parameters and statistics.
       images: a batch for tracing; only its shape and dtype matter.
+      batch_statistics: run the network as in training, where outputs depend on other images: for its activations, not
+        for features.
       **kwargs: for the model's call, on top of `inference_arguments`.
 
     Raises:
       UserError: no layer was found, BatchNorm would use batch statistics, or an `nn.scan` hides the tap collections.
     """
-    kwargs = {**inference_arguments(type(model).__call__), **kwargs}
+    switches = inference_arguments(type(model).__call__)
+    kwargs = {**{name: value != batch_statistics for name, value in switches.items()}, **kwargs}
+    mutable = [RECORDS, *(name for name in variables if name != "params" and batch_statistics)]
+    rngs = {"dropout": jax.random.key(0)} if batch_statistics else None
     specs: dict[str, LayerSpec] = {}
 
     def apply(variables: Variables, perturbations: Taps | None, images: Images):
         given = {} if perturbations is None else {PERTURBATIONS: _nest(perturbations)}
-        interceptor = functools.partial(_intercept, specs, perturbations is not None)
+        interceptor = functools.partial(_intercept, specs, perturbations is not None, batch_statistics)
         with nn.intercept_methods(interceptor), _explain_lifting():
-            logits, state = model.apply({**variables, **given}, images, mutable=[RECORDS], **kwargs)
+            logits, state = model.apply({**variables, **given}, images, mutable=mutable, rngs=rngs, **kwargs)
         return logits, _by_call(state.get(RECORDS, {}))
 
     _, records = jax.eval_shape(lambda v, x: apply(v, None, x), variables, images)
@@ -113,16 +121,30 @@ def with_stack_depth(specs: dict[str, LayerSpec], records: dict[str, list[Record
 
 def inference_arguments(call: Callable[..., Any]) -> dict[str, bool]:
     """The usual names of the train/inference switch, set to inference, for those that the model's call takes."""
-    switches = {"train": False, "training": False, "is_training": False, "deterministic": True, "use_running_average": True}
+    switches = {
+        "train": False,
+        "training": False,
+        "is_training": False,
+        "deterministic": True,
+        "use_running_average": True,
+    }
     taken = inspect.signature(call).parameters
     return {name: value for name, value in switches.items() if name in taken}
 
 
-def _intercept(specs: dict[str, LayerSpec], perturbed: bool, next_fun, args, kwargs, context: InterceptorContext):
+def _intercept(
+    specs: dict[str, LayerSpec],
+    perturbed: bool,
+    batch_statistics: bool,
+    next_fun: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: InterceptorContext,
+) -> Any:
     module = context.module
     if context.method_name != "__call__":
         return next_fun(*args, **kwargs)
-    if isinstance(module, nn.BatchNorm):
+    if isinstance(module, nn.BatchNorm) and not batch_statistics:
         _refuse_batch_statistics(module, *args, **kwargs)
     if isinstance(module, nn.WeightNorm):
         return _weight_norm(module, *args, **kwargs)
@@ -200,7 +222,9 @@ def _explain_lifting() -> Iterator[None]:
 
 
 def _nest(taps: Taps) -> dict[str, Any]:
-    return trees.unflatten({trees.join(path, f"call_{i}"): x for path, calls in taps.items() for i, x in enumerate(calls)})
+    return trees.unflatten(
+        {trees.join(path, f"call_{i}"): x for path, calls in taps.items() for i, x in enumerate(calls)}
+    )
 
 
 def _by_call(collection: dict[str, Any]) -> Taps:

@@ -1,8 +1,8 @@
 """Taps for Flax NNX: the same `TappedModel` as `taps.py`, so that everything after it is shared.
 
 The model is split into its graph and its state and merged again inside the trace, where each Conv and Linear gets a
-subclass whose call records and perturbs. The modules live only as long as the trace, so the caller's model is not touched
-and nothing leaks; `nnx.scan`, `nnx.vmap` and `nnx.remat` trace their own copies, which this cannot see into.
+subclass whose call records and perturbs. The modules live only as long as the trace, so the caller's model is not
+touched and nothing leaks; `nnx.scan`, `nnx.vmap` and `nnx.remat` trace their own copies, which this cannot see into.
 """
 
 from typing import Any
@@ -19,9 +19,7 @@ from agop_jax.types import Array, Images, Variables
 LAYERS = (nnx.Conv, nnx.Linear)
 
 
-def tap(
-    model: nnx.Module, variables: Variables | None, images: Images, **kwargs: Any
-) -> tuple[nnx.State, TappedModel]:
+def tap(model: nnx.Module, variables: Variables | None, images: Images, **kwargs: Any) -> tuple[nnx.State, TappedModel]:
     """Taps every `nnx.Conv` and `nnx.Linear`; the path of a layer is that of its attributes, joined by '/'.
 
     Args:
@@ -66,7 +64,9 @@ def _tap_module(module: nnx.Module, path: str, perturbations: Taps | None, recor
 
     def __call__(self: Any, inputs: Array) -> Array:  # noqa: N807
         if not trace.is_valid():  # its record would leak out of the inner trace
-            raise UserError(f"layer {path!r} is called inside nnx.jit, nnx.remat, nnx.scan or nnx.vmap: no tap sees in there")
+            raise UserError(
+                f"layer {path!r} is called inside nnx.jit, nnx.remat, nnx.scan or nnx.vmap: no tap sees in there"
+            )
         outputs = layer.__call__(self, inputs)
         calls = records.setdefault(path, [])
         kernel = self.kernel[...] if getattr(self, "mask", None) is None else self.kernel[...] * self.mask

@@ -1,11 +1,10 @@
 """One training loop for donors and recipients.
 
-Everything a run depends on is an argument: the initial variables, the images' indices, the learning rate and the seed. The
-compiled step takes them as data, so that all initialisations, seeds and learning rates of one network share it.
+Everything a run depends on is an argument: the initial variables, the images' indices, the learning rate and the seed.
+The compiled step takes them as data, so that all initialisations, seeds and learning rates of one network share it.
 """
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,11 +69,12 @@ class TrainState:
 
 @dataclass
 class Run:
-    """A run in progress or done: its state and one record for each evaluation."""
+    """A run in progress or done: its state, one record for each evaluation, wall-clock seconds spent on it."""
 
     state: TrainState
     history: list[dict[str, Any]] = field(default_factory=list)
     diverged: bool = False
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,11 @@ class Trainer:
         """The state before the first step."""
         variables = jax.tree.map(jnp.array, dict(variables))  # a copy: the step donates its buffers
         zero = lambda: jnp.zeros((), jnp.float32)
-        return TrainState(jnp.zeros((), jnp.int32), variables, self._optimizer.init(variables["params"]), zero(), zero())
+        return TrainState(
+            jnp.zeros((), jnp.int32), variables, self._optimizer.init(variables["params"]), zero(), zero()
+        )
 
-    def _step(
-        self, state: TrainState, split: Split, indices: Array, learning_rate: Array, key: PRNGKey
-    ) -> TrainState:
+    def _step(self, state: TrainState, split: Split, indices: Array, learning_rate: Array, key: PRNGKey) -> TrainState:
         self.traces += 1
         key = jax.random.fold_in(key, state.step)
         augment_key, dropout_key = jax.random.split(key)
@@ -151,7 +151,9 @@ class Trainer:
             return jnp.ones(())
         return 0.5 * (1 + jnp.cos(jnp.pi * step / self.settings.steps))
 
-    def _evaluate_batch(self, variables: Variables, images: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
+    def _evaluate_batch(
+        self, variables: Variables, images: Array, labels: Array, weights: Array
+    ) -> tuple[Array, Array]:
         logits = self.model.apply(variables, self.pipeline.normalize(images), **self._inference)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         hits = (logits.argmax(-1) == labels) & jnp.isfinite(losses)  # a network of NaN is right about nothing
@@ -196,8 +198,8 @@ def train(
       on_step: called after each step with the run and the number of steps done.
 
     Returns:
-      The same run. `history` holds step, validation loss and accuracy, and the mean loss and accuracy of the mini-batches
-      since the record before (None in the first).
+      The same run. `history` holds step, validation loss and accuracy, and the mean loss and accuracy of the
+      mini-batches since the record before (None in the first).
     """
     steps = trainer.settings.steps
     due = {math.ceil(steps * percent / 100) for percent in EVALUATED_AT}
@@ -236,15 +238,3 @@ def accuracy_at(history: list[dict[str, Any]], steps: int, percent: int) -> floa
     """Validation accuracy after this share of the budget; of the last record before, if the run stopped early."""
     reached = [record for record in history if record["step"] <= math.ceil(steps * percent / 100)]
     return reached[-1]["validation_accuracy"]
-
-
-class Stopwatch:
-    """Seconds since its making, wall clock."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Elapsed."""
-        return time.perf_counter() - self._start

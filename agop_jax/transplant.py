@@ -2,10 +2,12 @@
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from absl import logging
 
 from agop_jax import coupling, taps, trees
@@ -14,6 +16,7 @@ from agop_jax.errors import UserError
 from agop_jax.initializers import KAIMING_NORMAL, Method, get_method
 from agop_jax.layer_features import LayerFeatures
 from agop_jax.sources import Copy, KernelInit
+from agop_jax.streams import residual_streams
 from agop_jax.types import Array, PRNGKey, Variables
 
 POOR_FIT = 0.2  # explained variance below which a coupled layer is as good as independent
@@ -39,8 +42,9 @@ def initialize(
 ) -> Variables:
     """The model's own initial variables with the selected kernels drawn anew.
 
-    What is not selected, and what `method` does not touch (biases, normalisation), depends on `key` and the model alone:
-    recipients of one key differ only in the selected layers, so that methods can be compared in pairs. 'copy' takes over
+    What is not selected, and what `method` does not touch (biases, normalisation), depends on `key` and the model
+    alone: recipients of one key differ only in the selected layers, so that methods can be compared in pairs. 'copy'
+      takes over
     the biases of the selected layers too.
 
     Args:
@@ -54,13 +58,15 @@ def initialize(
       donor: the donor as a network with the same images as it expects them: for coupled methods.
 
     Raises:
-      UserError: unknown method, a pattern that matches no layer, a layer the donor lacks or whose shape does not fit, or
-        images or donor missing where they are needed.
+      UserError: unknown method, a pattern that matches no layer, a layer the donor lacks or whose shape does not fit,
+        or images or donor missing where they are needed.
     """
     done = transplant(model, key, sample_input, features, method, layers, images=images, donor=donor)
     for path, explained in done.explained_variance.items():
         if explained < POOR_FIT:
-            logging.warning("init %r: only %.0f %% of the donor's input to %r is explained", method, 100 * explained, path)
+            logging.warning(
+                "init %r: only %.0f %% of the donor's input to %r is explained", method, 100 * explained, path
+            )
     return done.variables
 
 
@@ -89,43 +95,63 @@ def transplant(
     if not found.layerwise:
         called = list(taps.tap(model, variables, sample_input).specs)
         chosen = [path for path in called if path in chosen]
-    recipient = _Recipient(model, variables, draw_key, features or {}, found, images, donor, tuple(chosen))
+    streams = residual_streams(model, variables, sample_input) if found.coupled else {}
+    recipient = _Recipient(model, variables, draw_key, features or {}, found, images, donor, tuple(chosen), streams)
     explained = {path: value for path in chosen if (value := recipient.draw(path)) is not None}
     return Transplant(recipient.variables, explained)
 
 
+@dataclass
 class _Recipient:
     """A recipient whose layers are drawn one after another, from the first to the last."""
 
-    def __init__(self, model, variables, key, features, method: Method, images, donor, layers: tuple[str, ...]) -> None:
-        self.model, self.variables, self.key, self.features = model, variables, key, features
-        self.method, self.images, self.donor, self.layers = method, images, donor, layers
+    model: nn.Module
+    variables: Variables
+    key: PRNGKey
+    features: Mapping[str, LayerFeatures]
+    method: Method
+    images: Array | None
+    donor: Donor | None
+    layers: tuple[str, ...]
+    streams: Mapping[str, str]
+    scales: dict[str, Array] = field(default_factory=dict)  # of the streams met so far
 
     def draw(self, path: str) -> float | None:
         """Draws one layer; returns the explained variance if it is coupled."""
-        shape, explained = trees.kernels(self.variables["params"])[path].shape, None
+        shape = trees.kernels(self.variables["params"])[path].shape
         if self.method.coupled:
-            kernel, explained = self._coupled(path, shape)
-        else:
-            kernel = _named(path, self._source(path), self._key(path), shape)
+            return self._draw_coupled(path, shape)
+        kernel = _named(path, self._source(path), self._key(path), shape)
         self._set(path, kernel)
         if isinstance(self.method.source, Copy):
             self._copy_bias(path)
         if self.method.lsuv:
-            deviation = coupling.output_deviation(self._moments(None, path))
-            self._set(path, kernel / jax.numpy.where(deviation > 0, deviation, 1))
-        return explained
+            self._set(path, kernel * self._unit_variance(path))
+        return None
+
+    def _draw_coupled(self, path: str, shape: tuple[int, ...]) -> float:
+        """Layers of one residual stream share their mixing and their scale."""
+        basis, explained = coupling.fit_basis(self._moments(self.donor, path))
+        stream = self.streams[path]
+        own_key, mixing_key = (jax.random.split(self._key(name))[i] for i, name in enumerate((path, stream)))
+        kernel = coupling.coupled_kernel(own_key, mixing_key, self.method, self._layer(path), basis, shape)
+        if stream not in self.scales:
+            self.scales[stream] = coupling.he_scale(kernel)
+            if self.method.lsuv:
+                self._set(path, kernel * self.scales[stream])
+                self.scales[stream] *= self._unit_variance(path)
+        self._set(path, kernel * self.scales[stream])
+        return float(explained)
+
+    def _unit_variance(self, path: str) -> Array:
+        """The factor that brings the layer's output, as it is now, to variance 1 on the batch."""
+        deviation = coupling.output_deviation(self._moments(None, path))
+        return jnp.where(deviation > 0, 1 / jnp.where(deviation > 0, deviation, 1), 1)
 
     def _source(self, path: str) -> KernelInit:
         if self.method.first and path != self.layers[0]:
             return KAIMING_NORMAL.kernel_init(None)
         return self.method.source.kernel_init(self._layer(path) if self.method.needs_donor else None)
-
-    def _coupled(self, path: str, shape: tuple[int, ...]) -> tuple[Array, float]:
-        basis, explained = coupling.fit_basis(self._moments(self.donor, path))
-        own_key, mixing_key = jax.random.split(self._key(path))
-        kernel = coupling.coupled_kernel(own_key, mixing_key, self.method, self._layer(path), basis, shape)
-        return kernel, float(explained)
 
     def _moments(self, donor: Donor | None, path: str) -> coupling.Moments:
         return coupling.moments(self.model, self.variables, self.images, donor, self.layers)[path]
@@ -133,7 +159,9 @@ class _Recipient:
     def _layer(self, path: str) -> LayerFeatures:
         if path not in self.features:
             known = ", ".join(self.features)
-            raise UserError(f"layer {path!r}: the donor has no such layer. It has: {known}. Select others with layers=...")
+            raise UserError(
+                f"layer {path!r}: the donor has no such layer. It has: {known}. Select others with layers=..."
+            )
         return self.features[path]
 
     def _key(self, path: str) -> PRNGKey:

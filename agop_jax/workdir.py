@@ -5,6 +5,7 @@ import fcntl
 import importlib.metadata
 import json
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -30,8 +31,19 @@ def locked(workdir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{str(workdir)!r} is in use by another process: wait for it or choose another workdir") from None
+            raise UserError(
+                f"{str(workdir)!r} is in use by another process: wait for it or choose another workdir"
+            ) from None
+        _remove_unfinished(workdir)
         yield
+
+
+def _remove_unfinished(workdir: Path) -> None:
+    """Temporary names that a killed process left: nothing refers to them."""
+    for directory in workdir.glob("*.tmp-*"):
+        shutil.rmtree(directory)
+    for file in workdir.rglob(".*.tmp"):
+        file.unlink()
 
 
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:
@@ -78,4 +90,6 @@ def _commit() -> str | None:
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {name: leaf for key, value in tree.items() for name, leaf in _flat(value, f"{prefix}.{key}".strip(".")).items()}
+    return {
+        name: leaf for key, value in tree.items() for name, leaf in _flat(value, f"{prefix}.{key}".strip(".")).items()
+    }

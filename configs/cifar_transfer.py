@@ -41,6 +41,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
         "copy",
         "coupled_nfm@shuffled",  # negative controls: a fit to the wrong channels,
         "coupled_nfm@untrained",  # a donor that learned nothing,
+        "matched_isotropic:coupled_nfm",  # its scale alone,
         "matched_spectrum:coupled_nfm",  # the wrong eigenvectors
         "coupled_nfm@mixed=8",  # the dial from covariance to copy: each filter mixes 8 of the donor's,
         "coupled_nfm@mixed=1",  # or is one of them
@@ -48,7 +49,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
     if mode in ("half", "double"):
         recipients.widths = (0.5,) if mode == "half" else (2.0,)
         copy = "copy_spaced" if mode == "half" else "copy_tiled"
-        recipients.inits = ("kaiming_normal", "lsuv", "coupled_nfm", "first_layer_nfm", copy, "coupled_nfm@mixed=1")
+        recipients.inits = ("kaiming_normal", "lsuv", "coupled_nfm", "first_layer_nfm", copy)
     if mode == "quick":
         config.donor.train.steps = config.train.steps = 4
         config.features.num_images, recipients.num_images = 64, 64

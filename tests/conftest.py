@@ -1,5 +1,8 @@
 """What all tests share. The shapes and types in the package's signatures are checked at run time under pytest only."""
 
+# ruff: noqa: E402
+
+import math
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tolerances and times are those of a CPU; set it to test an accelerator
@@ -8,8 +11,6 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 from jaxtyping import install_import_hook
 
 install_import_hook("agop_jax", "beartype.beartype")  # before the first import of the package
-
-import math
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""Tiny networks, one for each construction that the taps have to see through, with weights that leave nothing at rest."""
+"""Tiny networks, one for each construction that the taps have to see through."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -40,7 +40,7 @@ class OneConv(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.tanh(nn.Conv(**self.options)(x))
-        head = self.param("head", nn.initializers.normal(), (x[0].size, CLASSES))
+        head = self.param("head", nn.initializers.normal(), (x[0].size, 2))
         return x.reshape(len(x), -1) @ head
 
 

@@ -1,7 +1,7 @@
 """Extraction: three independent ways to the same matrices, and everything around them.
 
-`gram` (reverse passes) is held against `patch_jacobian` (the definition, by JAX), that against numbers worked out by hand
-and against finite differences of a network written in numpy.
+`gram` (reverse passes) is held against `patch_jacobian` (the definition, by JAX), that against numbers worked out by
+hand and against finite differences of a network written in numpy.
 """
 
 import flax.linen as nn
@@ -42,7 +42,7 @@ def _dense_agop(kernel, gram, groups, stacked):
 
 
 def check_against_definition(model, **options):
-    """Two batches, the second padded; every layer of the network. The definition is in float64, as the reference of both."""
+    """Two batches, the second padded; every layer. The definition, in float64, is the reference of both precisions."""
     options = {"batch_size": 2, "progress": False, **options}
 
     def layers(method, dtype):
@@ -138,7 +138,7 @@ class ByHand(nn.Module):
 
 @pytest.mark.parametrize("method", ["gram", "patch_jacobian"])
 def test_a_case_worked_out_by_hand(method):
-    """Filters a = (1, -1) and b = (2, 1), biases 0 and 1, so that W = [[1, 2], [-1, 1]] and NFM = W W^T = [[5, 1], [1, 2]].
+    """Filters a = (1, -1) and b = (2, 1), biases 0 and 1: W = [[1, 2], [-1, 1]] and NFM = W W^T = [[5, 1], [1, 2]].
 
     Image 1 is the row 1, 2, -1, -3, with patches, outputs and rows of the Dense kernel
 
@@ -164,7 +164,9 @@ def test_a_case_worked_out_by_hand(method):
     conv, head = layers["Conv_0"], layers["Dense_0"]
     np.testing.assert_allclose(conv.nfm.dense(), [[5, 1], [1, 2]], rtol=1e-5)
     np.testing.assert_allclose(conv.agop.dense(), [[25, 3.5], [3.5, 13]], rtol=1e-5)
-    np.testing.assert_allclose(head.agop.dense(), dense @ dense.T, atol=1e-4)  # logits are linear in their inputs: S = I
+    np.testing.assert_allclose(
+        head.agop.dense(), dense @ dense.T, atol=1e-4
+    )  # logits are linear in their inputs: S = I
     if method == "gram":
         np.testing.assert_allclose(conv.gradient_gram, [[7, -0.5], [-0.5, 5]], rtol=1e-6)
 
@@ -358,7 +360,12 @@ class NnxTwin(nnx.Module):
         self.norm = nnx.BatchNorm(4, rngs=rngs)
         self.grouped = nnx.Conv(4, 6, (3, 2), strides=2, feature_group_count=2, rngs=rngs)
         self.heads = nnx.List([nnx.Linear(6, 3, rngs=rngs)])
-        for layer, name in ((self.stem, "stem"), (self.norm, "norm"), (self.grouped, "grouped"), (self.heads[0], "head")):
+        for layer, name in (
+            (self.stem, "stem"),
+            (self.norm, "norm"),
+            (self.grouped, "grouped"),
+            (self.heads[0], "head"),
+        ):
             for field, value in {**params[name], **statistics.get(name, {})}.items():
                 getattr(layer, field)[...] = jnp.asarray(value)
 
@@ -384,18 +391,21 @@ def twins():
     return variables, NnxTwin(variables["params"], variables["batch_stats"])
 
 
+@pytest.fixture(scope="module")
+def linen_layers(twins):
+    return extract(LinenTwin(), twins[0], networks.images(), progress=False)
+
+
 @pytest.mark.parametrize("method", ["gram", "patch_jacobian"])
-def test_linen_and_nnx_twins_agree(twins, method):
-    variables, model = twins
-    options = {"method": method, "batch_size": 2, "progress": False}
-    linen = extract(LinenTwin(), variables, networks.images(), **options)
-    found = extract(model, None, networks.images(), **options)
+def test_linen_and_nnx_twins_agree(twins, linen_layers, method):
+    found = extract(twins[1], None, networks.images(), method=method, batch_size=2, progress=False)
     names = {"stem": "stem", "grouped": "grouped", "heads/0": "head"}
     assert set(found) == set(names)
-    for path, name in names.items():
-        assert (found[path].groups, found[path].count) == (linen[name].groups, 3)
-        assert relative_error(found[path].agop.dense(), linen[name].agop.dense()) <= 1e-5
-        assert relative_error(found[path].nfm.dense(), linen[name].nfm.dense()) <= 1e-5
+    for path, layer in found.items():
+        expected = linen_layers[names[path]]
+        assert (layer.path, layer.groups, layer.count) == (path, expected.groups, 3)
+        np.testing.assert_array_equal(layer.kernel, expected.kernel)
+        assert relative_error(layer.agop.dense(), expected.agop.dense()) <= 1e-5
 
 
 def test_the_callers_nnx_model_is_not_touched(twins):
@@ -423,7 +433,9 @@ def test_no_step_makes_a_k_by_k_array(largest_intermediate):
     cotangents = jnp.ones((2, 2, 2))
 
     def grams(variables):
-        return agop.gradient_grams(tapped, lambda logits, labels: logits, variables, images, jnp.zeros(2, int), cotangents)
+        return agop.gradient_grams(
+            tapped, lambda logits, labels: logits, variables, images, jnp.zeros(2, int), cotangents
+        )
 
     assert largest_intermediate(grams, variables) <= 3 * 3 * 512 * 512
     matrices = lambda kernel, gram: [getattr(LayerFeatures(kernel, gram, 1), name).trace for name in ("nfm", "agop")]
@@ -476,7 +488,11 @@ BAD_OPTIONS = {
     "no probes": (IMAGES, {"method": "probe", "num_probes": 0}, "num_probes: wanted 1 or more, got 0"),
     "no labels": (IMAGES, {"outputs": "loss"}, "outputs='loss' needs labels"),
     "no labels in a stream": ([IMAGES], {"outputs": "loss"}, "outputs='loss' needs labels"),
-    "too few labels": (IMAGES, {"outputs": "loss", "labels": np.array([0, 1])}, r"labels \(n,\), got \(3, .* and \(2,\)"),
+    "too few labels": (
+        IMAGES,
+        {"outputs": "loss", "labels": np.array([0, 1])},
+        r"labels \(n,\), got \(3, .* and \(2,\)",
+    ),
     "label out of range": (PAIR, {"outputs": "loss"}, "whole numbers from 0 to 2"),
     "labels with a fraction": (IMAGES, {"outputs": "loss", "labels": np.ones(3)}, "whole numbers from 0 to 2"),
 }
@@ -492,7 +508,11 @@ def test_bad_arguments_are_named_in_one_line(run, name):
 
 LISTED_TOO_LITTLE = Scanned(listed=(taps.RECORDS,))
 BAD_MODELS = {
-    "batch statistics": (networks.NETWORKS["batch_norm"], {"train": True}, "BatchNorm 'BatchNorm_0' uses batch statistics"),
+    "batch statistics": (
+        networks.NETWORKS["batch_norm"],
+        {"train": True},
+        "BatchNorm 'BatchNorm_0' uses batch statistics",
+    ),
     "scan without taps": (Scanned(), {}, r"add variable_axes=.*agop_jax.TAP_COLLECTIONS"),
     "scan with one of the two": (LISTED_TOO_LITTLE, {}, r"add variable_axes=.*agop_jax.TAP_COLLECTIONS"),
     "no layers": (NoLayers(), {}, "found no nn.Conv or nn.Dense to tap"),
@@ -535,16 +555,22 @@ class NnxBad(nnx.Module):
     """Calls its convolution where no tap sees it, or its BatchNorm on batch statistics."""
 
     def __init__(self, how):
-        self.how, self.conv, self.norm = how, nnx.Conv(4, 3, (1, 1), rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+        self.how, self.conv, self.norm = (
+            how,
+            nnx.Conv(4, 3, (1, 1), rngs=nnx.Rngs(0)),
+            nnx.BatchNorm(3, rngs=nnx.Rngs(0)),
+        )
 
     def __call__(self, x):
         x = nnx.remat(lambda conv, x: conv(x))(self.conv, x) if self.how == "remat" else self.conv(x)
         return self.norm(x, use_running_average=self.how == "remat").mean((1, 2))
 
 
-@pytest.mark.parametrize(("how", "message"), [("remat", "layer 'conv' is called inside"), ("batch", "batch statistics")])
+@pytest.mark.parametrize(
+    ("how", "message"), [("remat", "layer 'conv' is called inside"), ("batch", "batch statistics")]
+)
 def test_bad_nnx_models_are_named(how, message):
     with pytest.raises(UserError, match=message):
         extract(NnxBad(how), None, IMAGES, progress=False)
-    with pytest.raises(UserError, match="found no nnx.Conv or nnx.Linear"):
+    with pytest.raises(UserError, match=r"found no nnx\.Conv or nnx\.Linear"):
         extract(NnxBad(how).norm, None, IMAGES[..., :3], progress=False)

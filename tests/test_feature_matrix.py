@@ -64,9 +64,11 @@ def test_rank_deficient_factors_have_zero_eigenvalues(x64):
 
 
 def test_small_eigenvalues_keep_their_relative_accuracy():
-    """Singular values 1 and 1e-4 of the factor: squares in float32, while an eigh of the product would lose 1e-8 in 1e-7."""
-    found = FeatureMatrix.from_factor(jnp.diag(jnp.array([1.0, 1e-4], jnp.float32)))
-    np.testing.assert_allclose(found.values, [1, 1e-8], rtol=1e-5)
+    """Singular values 1 and 1e-4 of a factor, each within 1e-7 in float32. The product has eigenvalues 1 and 1e-8, of
+    which an eigh within 1e-7 would know nothing."""
+    turn = np.array([[0.8, -0.6], [0.6, 0.8]])
+    found = FeatureMatrix.from_factor(jnp.asarray(turn * [1, 1e-4] @ turn, jnp.float32))
+    np.testing.assert_allclose(found.values, [1, 1e-8], rtol=1e-2)
 
 
 @pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
@@ -185,7 +187,9 @@ def test_leading_axes_hold_independent_matrices(x64):
     a, b = (jnp.asarray(factor(4, r, seed=r, stack=(2, 3))) for r in (2, 3))
     together = results(a, b)
     for at in np.ndindex(2, 3):
-        jax.tree.map(lambda all_, one, at=at: np.testing.assert_allclose(all_[at], one), together, results(a[at], b[at]))
+        jax.tree.map(
+            lambda all_, one, at=at: np.testing.assert_allclose(all_[at], one), together, results(a[at], b[at])
+        )
 
 
 def test_draws_for_a_stack_have_one_more_axis_and_their_own_noise():

@@ -21,7 +21,9 @@ PLAIN_TRACES = {  # E|w|^2 = fan_in * variance, from the formulas of PyTorch's d
     "xavier_normal": lambda fan_in, fan_out: fan_in * 4 / (fan_in + fan_out),
     "kaiming_uniform": lambda fan_in, fan_out: 2,
     "kaiming_normal": lambda fan_in, fan_out: 2,
-    "orthogonal": lambda fan_in, fan_out: 2 * min(1, fan_in / (fan_out / 9)),  # no more than fan_in filters are orthogonal
+    "orthogonal": lambda fan_in, fan_out: (
+        2 * min(1, fan_in / (fan_out / 9))
+    ),  # no more than fan_in filters are orthogonal
 }
 
 
@@ -32,7 +34,11 @@ def layer(kernel_shape, groups=1, seed=0) -> agop_jax.LayerFeatures:
     root = jax.random.normal(gram_key, (groups, filters, filters))
     gram = root @ jnp.swapaxes(root, -1, -2)
     return agop_jax.LayerFeatures(
-        jax.random.normal(kernel_key, kernel_shape), gram if groups > 1 else gram[0], count=5, path="Conv_0", groups=groups
+        jax.random.normal(kernel_key, kernel_shape),
+        gram if groups > 1 else gram[0],
+        count=5,
+        path="Conv_0",
+        groups=groups,
     )
 
 
@@ -74,7 +80,10 @@ def dense_sigma(name: str, donor: agop_jax.LayerFeatures) -> np.ndarray:
 @pytest.mark.parametrize("name", COVARIANCES)
 def test_covariance_is_the_published_formula(name, donor):
     np.testing.assert_allclose(
-        agop_jax.covariance(donor, name).dense(), dense_sigma(name, donor), rtol=1e-3, atol=3e-5 * np.abs(donor.kernel).max()
+        agop_jax.covariance(donor, name).dense(),
+        dense_sigma(name, donor),
+        rtol=1e-3,
+        atol=3e-5 * np.abs(donor.kernel).max(),
     )
 
 
@@ -87,14 +96,18 @@ def test_samples_have_the_target_covariance(name, donor):
     shape = (*donor.kernel.shape[:-1], num)
     kernel = jax.jit(agop_jax.kernel_init(donor, name), static_argnums=(1, 2))(key, shape, jnp.float32)
     filters = np.asarray(kernel, np.float64).reshape(-1, num)
-    sigma = agop_jax.covariance(donor, name, jax.random.split(key)[0])  # kernel_init draws the basis from the first half
+    sigma = agop_jax.covariance(
+        donor, name, jax.random.split(key)[0]
+    )  # kernel_init draws the basis from the first half
     target = np.asarray(sigma.dense(), np.float64)
     bound = 3 * math.sqrt((np.sum(target**2) + np.trace(target) ** 2) / num)
     assert np.linalg.norm(filters @ filters.T / num - target) < bound
     assert np.linalg.norm(filters.mean(1)) < 4 * math.sqrt(np.trace(target) / num)
 
 
-@pytest.mark.parametrize(("name", "trace"), [("nfm", 1), ("agop", 1), ("he_nfm", 2), ("he_agop", 2), ("he_sqrt_agop", 2)])
+@pytest.mark.parametrize(
+    ("name", "trace"), [("nfm", 1), ("agop", 1), ("he_nfm", 2), ("he_agop", 2), ("he_sqrt_agop", 2)]
+)
 @pytest.mark.parametrize("donor", LAYERS.values(), ids=LAYERS)
 def test_promised_trace(name, trace, donor):
     for method in (name, f"matched_isotropic:{name}", f"matched_spectrum:{name}"):
@@ -193,7 +206,7 @@ def test_missing_donor(donor_features):
     images, features = donor_features
     with pytest.raises(agop_jax.UserError, match="needs the features of a donor"):
         agop_jax.initialize(Net(), jax.random.key(0), images, None, "nfm")
-    with pytest.raises(agop_jax.UserError, match="'Conv_1'.*It has: Conv_0"):
+    with pytest.raises(agop_jax.UserError, match=r"'Conv_1'.*It has: Conv_0"):
         agop_jax.initialize(Net(), jax.random.key(0), images, {"Conv_0": features["Conv_0"]}, "nfm")
     with pytest.raises(agop_jax.UserError, match="draws from no feature matrix"):
         agop_jax.covariance(features["Conv_0"], "zeros")

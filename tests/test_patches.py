@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def test_a_patch_runs_over_rows_then_columns_then_channels():
-    """Pixel (row, column) holds 10 * row + column in channel 0 and 100 more in channel 1, so that an entry tells its place."""
+    """Pixel (row, column) holds 10 * row + column in channel 0, 100 more in channel 1: an entry tells its place."""
     image = np.add.outer(10 * np.arange(3), np.arange(3))
     image = jnp.asarray(np.stack([image, image + 100], -1)[None], jnp.float32)
     patches = extract_patches(image, (2, 2), (1, 1), "VALID", (1, 1), (1, 1))
@@ -76,15 +76,18 @@ def test_patches_times_matrix_is_the_convolution(name):
     image = jnp.asarray(rng.normal(size=(2, *(6, 7, 5)[: len(size)], 4)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(*size, 4 // groups, 8)), jnp.float32)
 
-    patches = extract_patches(image, size, strides, padding, kernel_dilation, input_dilation, groups)
-    matrix = kernel_to_matrix(kernel, groups).reshape(groups, -1, 8 // groups)
-    found = np.einsum("...gk,gkc->...gc", patches, matrix).reshape(*patches.shape[:-2], 8)
+    @jax.jit
+    def both(image, kernel):
+        patches = extract_patches(image, size, strides, padding, kernel_dilation, input_dilation, groups)
+        matrix = kernel_to_matrix(kernel, groups).reshape(groups, -1, 8 // groups)
+        product = jnp.einsum("...gk,gkc->...gc", patches, matrix).reshape(*patches.shape[:-2], 8)
+        spatial = "DHW"[-len(size) :]
+        layout = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+        return product, jax.lax.conv_general_dilated(
+            image, kernel, strides, padding, input_dilation, kernel_dilation, layout, feature_group_count=groups
+        )
 
-    spatial = "DHW"[-len(size) :]
-    layout = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
-    expected = jax.lax.conv_general_dilated(
-        image, kernel, strides, padding, input_dilation, kernel_dilation, layout, feature_group_count=groups
-    )
+    found, expected = both(image, kernel)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=2e-5)
 

@@ -69,7 +69,7 @@ def at_most(rate, repeats):
 
 # Answers by hand, from the table of Student's t: 2.776445 and, at 0.05 / 10, 5.597568 with 4 degrees of freedom.
 def test_mean_interval_by_hand():
-    found = mean_interval([1, 2, 3, 4, 5])
+    found = mean_interval([1.0, 2.0, 3.0, 4.0, 5.0])
     half = 2.776445 * math.sqrt(2.5 / 5)
     assert (found.mean, found.n) == (3, 5)
     np.testing.assert_allclose([found.low, found.high], [3 - half, 3 + half], atol=1e-5)
@@ -118,7 +118,7 @@ def test_intervals_cover_a_planted_difference(seeds):
 
 
 def test_intervals_of_ten_hold_at_once():
-    rng, repeats = np.random.default_rng(1), 1000
+    rng, repeats = np.random.default_rng(1), 600
     gains = {HE: 0.0} | {init: 0.01 * (i - 4) for i, init in enumerate(TEN)}
     held, wrong = 0, 0
     for _ in range(repeats):
@@ -132,8 +132,8 @@ def test_intervals_of_ten_hold_at_once():
 
 
 def test_false_verdicts_of_ten_inits_and_five_seeds_against_the_baseline():
-    either = false_verdicts(dict.fromkeys([HE, *TEN], 0.0), 5, 2000, role=True)[2]
-    assert 0.01 < either <= at_most(0.05, 2000)  # 0: the test would see nothing
+    either = false_verdicts(dict.fromkeys([HE, *TEN], 0.0), 5, 1500, role=True)[2]
+    assert 0.01 < either <= at_most(0.05, 1500)  # 0: the test would see nothing
 
 
 def test_without_correction_the_rate_would_be_missed():
@@ -146,9 +146,9 @@ def test_without_correction_the_rate_would_be_missed():
 def test_false_verdicts_against_the_better_control(seeds):
     """At its worst: the choice sees the very numbers that are then compared."""
     gains = dict.fromkeys([HE, ISOTROPIC, SPECTRUM, *TEN[:5]], 0.0)
-    better, _, either = false_verdicts(gains, seeds, 1000, role=False)
-    assert better <= at_most(0.025, 1000)
-    assert 0.01 < either <= at_most(0.05, 1000)
+    better, _, either = false_verdicts(gains, seeds, 800, role=False)
+    assert better <= at_most(0.025, 800)
+    assert 0.01 < either <= at_most(0.05, 800)
 
 
 @pytest.mark.parametrize("seeds", [2, 3])
@@ -223,10 +223,10 @@ FLAT = [0.5, 0.51, 0.52]
 
 
 def test_who_is_compared_with_whom():
-    own = f"{ISOTROPIC}:nfm"
-    values = dict.fromkeys([HE, "nfm", "agop", ISOTROPIC, SPECTRUM, own], FLAT)
+    own, varied = f"{ISOTROPIC}:nfm", f"{ISOTROPIC}@lsuv"
+    values = dict.fromkeys([HE, "nfm", "agop", ISOTROPIC, SPECTRUM, own, varied], FLAT)
     validation = values | {SPECTRUM: [0.9, 0.9, 0.9]}
-    against_he = [("nfm", HE), ("agop", HE), (ISOTROPIC, HE), (SPECTRUM, HE), (own, HE)]
+    against_he = [("nfm", HE), ("agop", HE), (ISOTROPIC, HE), (SPECTRUM, HE), (own, HE), (varied, HE)]
     assert pairs(compare(table(values, validation))) == [*against_he, ("nfm", own), ("agop", SPECTRUM)]
 
 
@@ -328,7 +328,7 @@ def test_what_equals_the_copy_recovers_all_of_it():
         ([(0, 0.1), (100, 0.4)], 0.2, 34),  # 33.3 rounded up
         ([(0, 0.1), (100, 0.4)], 0.1, 0),
         ([(10, 0.3), (20, 0.4)], 0.2, 10),
-        ([(0, 0.0), (100, 0.9)], 0.9 * 0.3, 30),  # exactly: rounding of floats adds no step
+        ([(0, 0.1), (1000, 0.7)], 0.28, 300),  # not 301: in floats it comes to 300.00000000000006
         ([(0, 0.1), (100, 0.5), (200, 0.3), (300, 0.9)], 0.5, 100),
         ([(0, 0.1), (100, NAN), (200, 0.5)], 0.3, 100),
         ([(0, NAN), (100, 0.5)], 0.3, 100),

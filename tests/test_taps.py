@@ -125,7 +125,11 @@ class Deterministic(Switch):
         return self.run(x, deterministic)
 
 
-SWITCHES = [(Train(), {"train": True}), (IsTraining(), {"is_training": True}), (Deterministic(), {"deterministic": False})]
+SWITCHES = [
+    (Train(), {"train": True}),
+    (IsTraining(), {"is_training": True}),
+    (Deterministic(), {"deterministic": False}),
+]
 
 
 @pytest.mark.parametrize(("model", "training"), SWITCHES, ids=lambda value: type(value).__name__)
@@ -134,7 +138,9 @@ def test_the_usual_switches_are_set_to_inference_unless_told_otherwise(model, tr
     variables = model.init(jax.random.key(0), images, **training)
     outputs = model.apply(variables, images, **training)
     np.testing.assert_allclose(2 * taps.tap(model, variables, images).apply(variables, None, images)[0], outputs)
-    np.testing.assert_allclose(taps.tap(model, variables, images, **training).apply(variables, None, images)[0], outputs)
+    np.testing.assert_allclose(
+        taps.tap(model, variables, images, **training).apply(variables, None, images)[0], outputs
+    )
 
 
 def test_layers_that_are_not_called_are_not_listed():

@@ -110,7 +110,9 @@ def _npz(argument: str) -> tuple[Split, Split]:
         return _split(_as_split(path, arrays["images"], arrays["labels"]))
     wanted = ("train_images", "train_labels", "test_images", "test_labels")
     if missing := [name for name in wanted if name not in arrays]:
-        raise UserError(f"data set: {str(path)!r} lacks {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}")
+        raise UserError(
+            f"data set: {str(path)!r} lacks {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}"
+        )
     return _as_split(path, *(arrays[n] for n in wanted[:2])), _as_split(path, *(arrays[n] for n in wanted[2:]))
 
 

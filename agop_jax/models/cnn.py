@@ -24,6 +24,7 @@ class SmallCNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
+        """Logits of normalised images."""
         for index, features in enumerate(self.features):
             x = nn.relu(Conv(scaled(features, self.width), (3, 3))(x))
             if index < len(self.features) - 1 and min(x.shape[1:3]) > 1:
@@ -32,13 +33,14 @@ class SmallCNN(nn.Module):
 
 
 class LeNet5(nn.Module):
-    """LeCun et al. 1998 with ReLU and max-pooling, as in today's textbooks; 28 x 28 images are padded to its 32 x 32."""
+    """LeCun et al. 1998 with ReLU and max-pooling, as in today's textbooks; 28 x 28 images are padded to 32 x 32."""
 
     num_classes: int
     width: float = 1.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
+        """Logits of normalised images."""
         if min(x.shape[1:3]) < 12:
             raise UserError(f"lenet5: wanted images of at least 12 x 12, got {x.shape[1]} x {x.shape[2]}")
         x = max_pool(nn.relu(Conv(scaled(6, self.width), (5, 5), padding=2 if x.shape[1] == 28 else 0)(x)))

@@ -1,7 +1,7 @@
 """Two operations that XLA's CPU backend is slow at, written so that it is not. Same values, on every backend.
 
-Measured on 2 cores: a 3x3 convolution 512 -> 512 of a 64 x 2 x 2 batch took 1.07 s, as a product over patches 0.013 s; the
-gradient of `nn.max_pool` is a select-and-scatter, that of a maximum over a reshaped axis a comparison.
+Measured on 2 cores: a 3x3 convolution 512 -> 512 of a 64 x 2 x 2 batch took 1.07 s, as a product over patches 0.013 s;
+the gradient of `nn.max_pool` is a select-and-scatter, that of a maximum over a reshaped axis a comparison.
 """
 
 from functools import partial

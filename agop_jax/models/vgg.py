@@ -21,6 +21,7 @@ class VGG11(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
+        """Logits of normalised images."""
         if min(x.shape[1:3]) < 32:
             raise UserError(f"vgg11: wanted images of at least 32 x 32, got {x.shape[1]} x {x.shape[2]}")
         for stage in STAGES:
