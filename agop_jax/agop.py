@@ -89,7 +89,7 @@ def layer_gram(deltas: list[Array], spec: LayerSpec) -> Float[Array, "*stack gro
         rows = delta.reshape(*delta.shape[: spec.stacked], -1, spec.groups, delta.shape[-1] // spec.groups)
         return jnp.einsum("...rgi,...rgj->...gij", rows, rows, precision=HIGHEST)
 
-    return sum(call_gram(delta) for delta in deltas)
+    return jnp.stack([call_gram(delta) for delta in deltas]).sum(0)
 
 
 def patch_agop(
@@ -126,7 +126,7 @@ def patch_agop(
             jacobian = jax.jacrev(network)(patches_of(record, spec))
             return jnp.einsum("m...pgi,m...pgj->...gij", jacobian, jacobian, precision=HIGHEST)
 
-        return sum(one_call(call) for call in range(len(records[path])))
+        return jnp.stack([one_call(call) for call in range(len(records[path]))]).sum(0)
 
     with jax.default_matmul_precision("highest"):
         agops = jax.vmap(one_image)(images, labels)

@@ -89,9 +89,8 @@ def stream(images: Any, labels: Any, batch_size: int) -> Iterator[Batch]:
     """Batches of exactly `batch_size`: arrays are cut, the last piece of each is padded with copies of weight zero."""
     for pieces in [(images, labels)] if hasattr(images, "shape") else map(_pair, images):
         for start in range(0, len(pieces[0]), batch_size):
-            yield _padded(
-                *(None if piece is None else piece[start : start + batch_size] for piece in pieces), batch_size
-            )
+            cut = slice(start, start + batch_size)
+            yield _padded(pieces[0][cut], None if pieces[1] is None else pieces[1][cut], batch_size)
 
 
 def _pair(element: Any) -> tuple[Any, Any]:
@@ -156,9 +155,10 @@ def _exact(tapped, kernels, output, variables, batches: Batches) -> dict[str, La
         cotangents = rows[:, None, :] * weights[None, :, None]
         return agop.gradient_grams(tapped, output, variables, images, labels, cotangents)
 
-    count, total, chunks = 0, None, None
+    total: Any = None
+    count, chunks = 0, []
     for images, labels, weights in batches:
-        chunks = _identity_chunks(_num_outputs(tapped, output, variables, images, labels)) if chunks is None else chunks
+        chunks = chunks or _identity_chunks(_num_outputs(tapped, output, variables, images, labels))
         for rows in chunks:
             total = _add(total, step(variables, images, labels, weights, rows))
         count += int(weights.sum())
@@ -182,7 +182,8 @@ def _probed(
         return {path: grams.mean(0) for path, grams in passes.items()}, variances
 
     matrices = {path: features.matrix for path, features in _finish(tapped, kernels, 0).items()}
-    count, total = 0, None
+    total: Any = None
+    count = 0
     for index, (images, labels, weights) in enumerate(batches):
         total = _add(total, step(variables, images, labels, weights, jax.random.fold_in(key, index)))
         count += int(weights.sum())
@@ -193,7 +194,8 @@ def _probed(
 
 def _by_definition(tapped, kernels, output, variables, batches: Batches) -> dict[str, LayerFeatures]:
     steps = {path: jax.jit(partial(agop.patch_agop, tapped, output, path=path)) for path in tapped.specs}
-    count, total = 0, None
+    total: Any = None
+    count = 0
     for images, labels, weights in batches:
         sums = {path: step(variables, jnp.asarray(images), labels, weights) for path, step in steps.items()}
         total = _add(total, sums)

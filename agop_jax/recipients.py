@@ -49,6 +49,10 @@ class Cell:
     train_size: int
     width: float
 
+    def name(self, seed: int) -> str:
+        """Of a recipient's files."""
+        return results.recipient_name(self.init, self.train_size, self.width, seed)
+
 
 @dataclass
 class Trained:
@@ -188,7 +192,7 @@ class Sweep:
     def _train(self, cell: Cell, rate: float, seed: int, bar: tqdm) -> Trained:
         trainer, before, start = self.trainers[cell.width], bar.n, self.start(cell, seed)
         indices = subset(self.dataset.train, cell.train_size, seed)
-        name = f"{results.recipient_name(*vars(cell).values(), seed)}_lr{rate:g}"
+        name = f"{cell.name(seed)}_lr{rate:g}"
 
         def on_step(run: Run, step: int) -> None:
             bar.update(before + step - bar.n)
@@ -203,7 +207,7 @@ class Sweep:
     def _finish(self, cell: Cell, rate: float, seed: int, trained: Trained) -> None:
         """Reads the test set and writes the recipient's files, the row of `results.csv` last."""
         trainer, run = self.trainers[cell.width], trained.run
-        name = results.recipient_name(*vars(cell).values(), seed)
+        name = cell.name(seed)
         test_loss, test_accuracy = trainer.evaluate(run.state.variables, self.data.test)
         used = subset(self.dataset.train, cell.train_size, seed)[: len(self.dataset.validation.labels)]
         train_loss, train_accuracy = trainer.evaluate(run.state.variables, self.data.train.take(used))

@@ -1,8 +1,6 @@
-"""Where a layer's filters come from: a formula, a donor's covariance, its spatial part, or the donor's filters
-themselves.
+"""Where a layer's filters come from: a formula, a donor's covariance, its spatial part, or the donor's own filters.
 
-Every source makes a Flax initialiser `(key, shape, dtype) -> kernel` for one layer; `registry.py` gives them their
-names.
+Every source makes a Flax initialiser `(key, shape, dtype) -> kernel` for one layer; `initializers.py` names them.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Everything that goes to disk as arrays, through Orbax; the only module that knows Orbax.
 
-A saved directory holds `arrays/` (Orbax) and `metadata.json` (shapes, versions, size and checksum of every file). It is
-written under a temporary name and renamed, so that it is whole or absent. Nothing is pickled.
+A saved directory holds `arrays/` (Orbax) and `metadata.json` (shapes, versions, size and checksum of every file, its own
+checksum). It is written under a temporary name and renamed, so that it is whole or absent. Nothing is pickled.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -81,7 +82,7 @@ def save_arrays(path: str | os.PathLike, tree: Mapping[str, Any], metadata: Mapp
     def write(temporary: Path) -> None:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(temporary / ARRAYS, tree)
-        (temporary / METADATA).write_text(json.dumps({**described, "files": _checksums(temporary)}, indent=1))
+        (temporary / METADATA).write_text(_sealed({**described, "files": _checksums(temporary)}))
 
     _write_directory(path, write)
 
@@ -104,7 +105,8 @@ def load_arrays(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]
         if array.shape != shapes[name][0]:
             wanted_shape = f"wanted {name} of shape {shapes[name][0]}, got {array.shape}"
             raise UserError(f"{str(path)!r}: {wanted_shape}: delete it and make it anew")
-    return found, described["metadata"]
+    # committed to a device, as Orbax returns them, they would make whatever was compiled for fresh arrays compile again
+    return jax.tree.map(lambda array: jnp.asarray(np.asarray(array)), found), described["metadata"]
 
 
 def export(directory: str | os.PathLike, features: Mapping[str, LayerFeatures]) -> None:
@@ -197,7 +199,18 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         found = described.get("format") if isinstance(described, dict) else type(described).__name__
         raise UserError(f"{str(file)!r}: wanted format {FORMAT}, got {found}: delete the directory and make it anew")
+    if described.pop("checksum", None) != _checksum(described):
+        raise UserError(f"{str(file)!r} was changed: delete the directory and make it anew")
     return described
+
+
+def _sealed(described: Mapping[str, Any]) -> str:
+    """As JSON with a checksum of the values, which do not depend on spaces and line ends."""
+    return json.dumps({**described, "checksum": _checksum(described)}, indent=1)
+
+
+def _checksum(described: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(described).encode())
 
 
 def _first_line(error: Exception) -> str:

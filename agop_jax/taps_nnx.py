@@ -19,7 +19,7 @@ from agop_jax.types import Array, Images, Variables
 LAYERS = (nnx.Conv, nnx.Linear)
 
 
-def tap(model: nnx.Module, variables: Variables | None, images: Images, **kwargs: Any) -> tuple[nnx.State, TappedModel]:
+def tap(model: nnx.Module, variables: Variables | None, images: Images, **kwargs: Any) -> tuple[Variables, TappedModel]:
     """Taps every `nnx.Conv` and `nnx.Linear`; the path of a layer is that of its attributes, joined by '/'.
 
     Args:

@@ -24,8 +24,9 @@ def create(name: str, num_classes: int, width: float = 1.0, **fields: Any) -> nn
     """
     if name not in MODELS:
         raise unknown_name("model", name, MODELS)
-    known = {field.name for field in dataclasses.fields(MODELS[name])} - {"parent", "name", "num_classes", "width"}  #
-    type: ignore[arg-type] for field in fields:
+    own = {field.name for field in dataclasses.fields(MODELS[name])}
+    known = own - {"parent", "name", "num_classes", "width"}
+    for field in fields:
         if field not in known:
             raise unknown_name(f"field of model {name!r}", field, known)
     if width <= 0:
