@@ -82,6 +82,7 @@ def donor_variables(config: Any, dataset: Dataset, path: Path) -> Variables:
             config.seed,
             path / CHECKPOINTS / DONOR,
             lambda run, step: bar.update(step - bar.n),
+            config.save_every,
         )
     if done.diverged:
         raise UserError(

@@ -200,7 +200,9 @@ class Sweep:
                 bar.set_postfix(_postfix(cell, rate, seed, run, step * trainer.settings.batch_size / run.seconds))
 
         directory = self.workdir / CHECKPOINTS / name
-        run = train_resumable(trainer, start.variables, self.data, indices, rate, seed, directory, on_step)
+        run = train_resumable(
+            trainer, start.variables, self.data, indices, rate, seed, directory, on_step, self.config.save_every
+        )
         bar.update(before + trainer.settings.steps - bar.n)  # what a diverged run left
         return Trained(start, run)
 

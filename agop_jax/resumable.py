@@ -1,6 +1,6 @@
 """Training that may be stopped at any moment and goes on to the same result, bit for bit on one kind of device.
 
-A run's state is saved whole through Orbax every `SAVE_EVERY` seconds and when the process is asked to stop. What a run
+A run's state is saved whole through Orbax every so many seconds and when the process is asked to stop. What a run
 depends on besides (data order, augmentation, learning rate) is a function of its seed and step.
 """
 
@@ -20,8 +20,6 @@ import orbax.checkpoint as ocp
 from agop_jax.errors import UserError
 from agop_jax.train import DeviceData, Run, Trainer, train
 from agop_jax.types import Variables
-
-SAVE_EVERY = 30.0  # seconds; shorter runs are redone from their start, which costs no more
 
 
 class Stopped(Exception):  # noqa: N818
@@ -78,12 +76,14 @@ def train_resumable(
     seed: int,
     directory: Path,
     on_step: Callable[[Run, int], None],
+    save_every: float = 30.0,
 ) -> Run:
     """`train.train` from these variables, or from the last checkpoint in `directory`, which is removed at the end.
 
     Args:
       directory: of this run alone; exists only while the run is unfinished.
       on_step: called after each step with the run and the number of steps done.
+      save_every: seconds between checkpoints; a shorter run is redone from its start, which costs no more.
 
     Raises:
       Stopped: after saving, if the process was asked to stop.
@@ -98,7 +98,7 @@ def train_resumable(
         def after_step(run: Run, step: int) -> None:
             run.seconds = clock.seconds
             on_step(run, step)
-            if _SIGNALS.received is not None or clock.since_save > SAVE_EVERY:
+            if _SIGNALS.received is not None or clock.since_save > save_every:
                 checkpoints.save(run, step, wait=_SIGNALS.received is not None)
                 clock.saved()
             if _SIGNALS.received is not None:

@@ -21,7 +21,7 @@ KernelInit = Callable[..., Kernel]  # (key, shape, dtype) -> kernel, as Flax cal
 
 # The reference raises all eigenvalues of a singular matrix by this before it normalises; ours are singular if r < k.
 REFERENCE_FLOOR = 1e-6
-REFERENCE_IMAGES = 11  # its AGOP is a sum over this many images; ours is a mean
+REFERENCE_IMAGES = 11.0  # its AGOP is a sum over this many images; ours is a mean
 REFERENCE_AGOP_DIVISOR = 100
 TRACES = {"unit_trace": 1.0, "he": 2.0}
 

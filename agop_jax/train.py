@@ -58,13 +58,22 @@ class Settings:
 
 @struct.dataclass
 class TrainState:
-    """All that a run carries from step to step; saved whole, so that a resumed run is the same run."""
+    """All that a run carries from step to step; saved whole, so that a resumed run is the same run.
 
-    step: Array
-    variables: Variables
+    The leaves are arrays, or what tree operations (shapes, paths) put in their place.
+
+    Attributes:
+      step: () int32.
+      variables: the network's.
+      optimizer: the state of optax.
+      loss_sum, correct: () float32, of the mini-batches since the last evaluation.
+    """
+
+    step: Any
+    variables: Any
     optimizer: Any
-    loss_sum: Array  # of the mini-batches since the last evaluation
-    correct: Array
+    loss_sum: Any
+    correct: Any
 
 
 @dataclass
@@ -169,7 +178,7 @@ class Trainer:
         return float(total[0] / size), float(total[1] / size)
 
 
-def _optimizer(learning_rate: float, settings: Settings) -> optax.GradientTransformation:
+def _optimizer(learning_rate: Any, settings: Settings) -> optax.GradientTransformation:
     if settings.optimizer == "adam":
         rule = optax.adam(learning_rate)
     else:

@@ -20,7 +20,14 @@ from agop_jax.results import atomic_write_text, read_text
 CONFIG, ENVIRONMENT, LOCK = "config.json", "environment.json", ".lock"
 
 # May change from one call to the next in the same directory: they select which results are there, not what they are.
-EXTENDABLE = ("question", "recipients.inits", "recipients.seeds", "recipients.train_sizes", "recipients.widths")
+EXTENDABLE = (
+    "question",
+    "save_every",
+    "recipients.inits",
+    "recipients.seeds",
+    "recipients.train_sizes",
+    "recipients.widths",
+)
 
 
 @contextlib.contextmanager

@@ -7,12 +7,12 @@ Command:  python -m agop_jax.main --config=configs/cifar_transfer.py --workdir=r
 
 import ml_collections
 
-from configs import digits
+from agop_jax.defaults import experiment_config, shrink
 
 
 def get_config(mode: str = "") -> ml_collections.ConfigDict:
     """The config; modes 'half' and 'double' change the recipients' width, 'quick' makes everything small."""
-    config = digits.get_config()
+    config = experiment_config()
     config.question = "Does what a CNN learned on CIFAR-100 make a better start on CIFAR-10 than random numbers?"
     config.data.name = "npz:cifar10.npz"  # 50,000 + 10,000 images
     config.data.validation = 0.02  # 1,000 images: they are looked at often
@@ -49,10 +49,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
     if mode in ("half", "double"):
         recipients.widths = (0.5,) if mode == "half" else (2.0,)
         copy = "copy_spaced" if mode == "half" else "copy_tiled"
-        recipients.inits = ("kaiming_normal", "lsuv", "coupled_nfm", "first_layer_nfm", copy)
+        recipients.inits = ("kaiming_normal", "lsuv", "coupled_nfm", copy)
     if mode == "quick":
-        config.donor.train.steps = config.train.steps = 4
-        config.features.num_images, recipients.num_images = 64, 64
-        recipients.train_sizes, recipients.seeds, recipients.learning_rates = (128,), 2, (0.05,)
-        recipients.inits = ("kaiming_normal", "lsuv", "coupled_nfm", "copy")
+        shrink(config, inits=("kaiming_normal", "lsuv", "coupled_nfm", "copy"))
     return config

@@ -7,7 +7,7 @@ import agop_jax
 
 PACKAGE = pathlib.Path(agop_jax.__file__).parent
 LEVELS = [
-    {"errors", "types"},
+    {"defaults", "errors", "types"},
     {"feature_matrix", "patches", "results", "statistics", "trees"},
     {"figures", "layer_features", "logs", "summary"},
     {"data", "models", "pictures", "sources", "taps"},

@@ -135,7 +135,7 @@ def test_damage_to_any_file_is_one_line_that_names_it(copy, damage):
 def test_any_flipped_bit_of_the_metadata_is_noticed_or_harmless(copy):
     file, wanted = copy / "metadata.json", contents(as_features(layers()))
     data = file.read_bytes()
-    for place in range(len(data)):
+    for place in range(0, len(data), 3):  # every bit of every character of the alphabet comes up
         file.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
         try:
             found, about = agop_jax.load_features(copy), agop_jax.load_metadata(copy)
@@ -266,7 +266,7 @@ def test_vgg11_is_twelve_times_smaller_than_dense_matrices(tmp_path):
     """Random numbers, which no compression makes smaller than trained weights."""
     model, images = models.create("vgg11", 10), jnp.zeros((1, 32, 32, 3))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images)["params"])
-    convolutions = {path: leaf.shape for path, leaf in trees.kernels(shapes).items() if leaf.ndim == 4}
+    convolutions = {path: leaf.shape for path, leaf in trees.flatten(shapes).items() if leaf.ndim == 4}
     features = [
         LayerFeatures(draw(*shape), draw(shape[-1], shape[-1]), 1, path) for path, shape in convolutions.items()
     ]

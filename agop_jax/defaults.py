@@ -1,0 +1,67 @@
+"""Every field of an experiment's config, with its default. The files in `configs/` say what they change."""
+
+import ml_collections
+
+
+def experiment_config() -> ml_collections.ConfigDict:
+    """A whole config: what runs on the bundled digits in a minute."""
+    config = ml_collections.ConfigDict()
+    config.question = ""  # shown on top of the report
+    config.save_every = 30.0  # seconds between checkpoints of a run; shorter runs need none
+    config.seed = 0  # of the donor, the validation split and the features
+
+    config.data = ml_collections.ConfigDict()
+    config.data.name = "digits"  # recipients' data: digits, npz:FILE
+    config.data.validation = 0.2  # fraction of the training images kept for choices
+    config.data.pad = 0  # random crops from images padded by so many pixels
+    config.data.flip = False  # random mirror images
+
+    config.model = ml_collections.ConfigDict()
+    config.model.name = "small_cnn"  # lenet5, small_cnn, vgg11; further fields go to the model
+
+    config.donor = ml_collections.ConfigDict()
+    config.donor.data = ""  # donor's data; empty: the recipients'
+    config.donor.init = "kaiming_normal"  # how the donor itself starts
+    config.donor.learning_rate = 0.1  # peak
+    config.donor.train = train_config(steps=400)
+
+    config.features = ml_collections.ConfigDict()
+    config.features.method = "gram"  # gram, probe, patch_jacobian
+    config.features.outputs = "logits"  # logits or loss
+    config.features.num_images = 512  # of the donor's training split
+    config.features.batch_size = 128  # images in one compiled step
+
+    config.train = train_config(steps=200)  # recipients
+
+    config.recipients = ml_collections.ConfigDict()
+    config.recipients.inits = ("kaiming_normal", "matched_isotropic", "matched_spectrum", "nfm")
+    config.recipients.layers = (
+        ".*Conv_.*"  # regular expression: which layers are drawn anew; the rest is paired by seed
+    )
+    config.recipients.seeds = 5  # paired runs of each init
+    config.recipients.train_sizes = (0,)  # training images; 0: all
+    config.recipients.widths = (1.0,)  # factors on the number of channels
+    config.recipients.learning_rates = (0.1,)  # peaks to choose from on validation, for each init
+    config.recipients.tuning_seeds = 1  # seeds of that choice
+    config.recipients.num_images = 256  # unlabelled images of its own training set that a coupled or lsuv init looks at
+    return config
+
+
+def train_config(steps: int) -> ml_collections.ConfigDict:
+    """One training run."""
+    train = ml_collections.ConfigDict()
+    train.steps = steps  # budget
+    train.batch_size = 64  # images a step
+    train.optimizer = "sgd"  # sgd, adam
+    train.momentum = 0.9  # of sgd
+    train.weight_decay = 0.0  # L2 in the gradient
+    train.schedule = "cosine"  # constant, cosine
+    return train
+
+
+def shrink(config: ml_collections.ConfigDict, inits: tuple[str, ...]) -> None:
+    """Makes a config a smoke run of seconds: what `configs/x.py:quick` gives."""
+    config.donor.train.steps = config.train.steps = 20
+    config.features.num_images = config.recipients.num_images = 64
+    config.recipients.inits, config.recipients.seeds, config.recipients.tuning_seeds = inits, 2, 1
+    config.recipients.learning_rates = config.recipients.learning_rates[:1]

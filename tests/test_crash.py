@@ -1,0 +1,143 @@
+"""Interrupted runs end as uninterrupted ones do, bit for bit; nothing is left half written.
+
+`AGOP_JAX_KILLS=20 pytest tests/test_crash.py` kills a sweep twenty times; the default is small to keep the suite short.
+"""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agop_jax import models, store
+from agop_jax.data import Pipeline, load, subset
+from agop_jax.resumable import Stopped, stoppable, train_resumable
+from agop_jax.train import DeviceData, Settings, Trainer
+
+ROOT = Path(__file__).parent.parent
+KILLS = int(os.environ.get("AGOP_JAX_KILLS", "2"))
+TIMED = ("seconds", "images_per_second")  # wall clock, the only columns that may differ
+
+
+def command(workdir: Path) -> list[str]:
+    overrides = {
+        "recipients.inits": "('kaiming_normal','coupled_nfm@untrained')",
+        "recipients.learning_rates": "(0.05,0.1)",
+        "donor.train.steps": "60",
+        "train.steps": "30",
+        "save_every": "0.0",
+    }
+    flags = [f"--config.{name}={value}" for name, value in overrides.items()]
+    program = [sys.executable, "-m", "agop_jax.main", "--config=configs/digits.py:quick", f"--workdir={workdir}"]
+    return program + flags
+
+
+def finish(workdir: Path) -> None:
+    done = subprocess.run(command(workdir), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return [{name: value for name, value in row.items() if name not in TIMED} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> tuple[Path, float]:
+    workdir = tmp_path_factory.mktemp("whole")
+    start = time.monotonic()
+    finish(workdir)
+    return workdir, time.monotonic() - start
+
+
+def assert_same(found: Path, wanted: Path) -> None:
+    for name in ("results.csv", "learning_rates.csv", "fits.csv", "spectra.csv"):
+        assert table(found / name) == table(wanted / name), name
+    for metrics in sorted((wanted / "metrics").iterdir()):
+        assert (found / "metrics" / metrics.name).read_bytes() == metrics.read_bytes(), metrics.name
+    for name in ("donor", "features", "features_untrained"):
+        arrays = store.load_arrays(found / name)[0], store.load_arrays(wanted / name)[0]
+        jax.tree.map(np.testing.assert_array_equal, *arrays)
+    assert not [path for path in found.rglob("*") if ".tmp" in path.name]
+    assert not any((found / "checkpoints").iterdir())
+
+
+def test_killed_at_random_moments(uninterrupted, tmp_path):
+    """Kill -9 from the first import to the last recipient: in donor training, extraction, saving, recipients."""
+    wanted, seconds = uninterrupted
+    moments = random.Random(0)
+    for _ in range(KILLS):
+        process = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(0.15, 0.9) * seconds)
+        process.kill()
+        process.wait()
+    finish(tmp_path)
+    assert_same(tmp_path, wanted)
+
+
+def test_sigterm_saves_and_exits_cleanly(uninterrupted, tmp_path):
+    wanted, _ = uninterrupted
+    process = subprocess.Popen(
+        command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "checkpoints" / "donor").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "agop_jax: stopped by SIGTERM: the same command continues from here" in errors
+    assert "Traceback" not in errors
+    finish(tmp_path)
+    assert_same(tmp_path, wanted)
+
+
+@pytest.fixture(scope="module")
+def setting():
+    dataset = load("digits", validation=0.2)
+    trainer = Trainer(
+        models.create("small_cnn", 10, features=(4, 8)), Pipeline.of(dataset, pad=1, flip=True), Settings(steps=24)
+    )
+    variables = trainer.model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    return trainer, variables, DeviceData.of(dataset), subset(dataset.train, 200, 0)
+
+
+def run(setting, directory, on_step=lambda run, step: None):
+    trainer, variables, data, indices = setting
+    return train_resumable(trainer, variables, data, indices, 0.1, 3, directory, on_step, save_every=1e9)
+
+
+@pytest.mark.parametrize("moment", [1, 7, 12, 23])
+def test_stopped_and_resumed_run_is_the_same_run(moment, setting, tmp_path):
+    """With augmentation, momentum and the running means of the history."""
+    wanted = run(setting, tmp_path / "whole")
+
+    def stop(_, step):
+        if step == moment:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with stoppable(), pytest.raises(Stopped):
+        run(setting, tmp_path / "stopped", stop)
+    assert (tmp_path / "stopped").exists()
+    resumed = run(setting, tmp_path / "stopped")
+    assert not (tmp_path / "stopped").exists()
+    assert resumed.history == wanted.history
+    jax.tree.map(np.testing.assert_array_equal, resumed.state, wanted.state)
+
+
+def test_damaged_checkpoint_is_named(setting, tmp_path):
+    with stoppable(), pytest.raises(Stopped):
+        run(setting, tmp_path / "run", lambda _, step: os.kill(os.getpid(), signal.SIGTERM))
+    for file in (tmp_path / "run").rglob("*"):
+        if file.is_file() and "about" not in file.parts:
+            file.write_bytes(b"")
+    with pytest.raises(Exception, match=r"run/1.*cannot be read: delete"):
+        run(setting, tmp_path / "run")
