@@ -99,7 +99,7 @@ def donor_variables(config: Any, dataset: Dataset, path: Path) -> Variables:
 
 def untrained_donor(config: Any, dataset: Dataset) -> Variables:
     """The donor before its training."""
-    sample = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
+    sample = jnp.zeros((1, *dataset.train.images.shape[1:]))
     return initialize(_donor_model(config, dataset), jax.random.key(config.seed), sample, None, config.donor.init)
 
 

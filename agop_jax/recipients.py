@@ -13,6 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -123,7 +124,7 @@ class Sweep:
         return transplant(
             trainer.model,
             jax.random.key(seed),
-            np.zeros((1, *pictures.shape[1:]), np.float32),
+            jnp.zeros((1, *pictures.shape[1:])),
             donor.features,
             cell.init,
             self.config.recipients.layers,

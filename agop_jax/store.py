@@ -1,7 +1,7 @@
 """Everything that goes to disk as arrays, through Orbax; the only module that knows Orbax.
 
-A saved directory holds `arrays/` (Orbax) and `metadata.json` (shapes, versions, size and checksum of every file, its own
-checksum). It is written under a temporary name and renamed, so that it is whole or absent. Nothing is pickled.
+A saved directory holds `arrays/` (Orbax) and `metadata.json` (shapes, versions, size and checksum of every file, its
+own checksum). It is written under a temporary name and renamed, so that it is whole or absent. Nothing is pickled.
 """
 
 import json

@@ -42,14 +42,17 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
         "coupled_nfm@shuffled",  # negative controls: a fit to the wrong channels,
         "coupled_nfm@untrained",  # a donor that learned nothing,
         "matched_isotropic:coupled_nfm",  # its scale alone,
-        "matched_spectrum:coupled_nfm",  # the wrong eigenvectors
+        "matched_spectrum:coupled_nfm",  # the wrong eigenvectors,
+        "matched_spectrum:coupled_nfm@shuffled",  # both
         "coupled_nfm@mixed=8",  # the dial from covariance to copy: each filter mixes 8 of the donor's,
         "coupled_nfm@mixed=1",  # or is one of them
     )
     if mode in ("half", "double"):
         recipients.widths = (0.5,) if mode == "half" else (2.0,)
         copy = "copy_spaced" if mode == "half" else "copy_tiled"
-        recipients.inits = ("kaiming_normal", "lsuv", "coupled_nfm", copy)
+        recipients.inits = ("kaiming_normal", "lsuv", "coupled_nfm", "coupled_sqrt_agop", copy)
+    if mode == "double":  # four times the work
+        recipients.seeds, recipients.learning_rates = 3, (0.02, 0.05)
     if mode == "quick":
         shrink(config, inits=("kaiming_normal", "lsuv", "coupled_nfm", "copy"))
     return config

@@ -114,8 +114,9 @@ def test_grey_images_need_no_channel_axis(tmp_path):
 def test_all_classes_count_even_if_validation_took_the_last_of_one(tmp_path):
     rare = labels(30)
     rare[0] = 7
-    for seed in range(3):
-        assert load(f"npz:{split_file(tmp_path / 'file.npz', train_labels=rare)}", seed=seed).num_classes == 8
+    dataset = load(f"npz:{split_file(tmp_path / 'file.npz', train_labels=rare)}", validation=0.6)
+    assert 7 in dataset.validation.labels
+    assert dataset.num_classes == 8
 
 
 @pytest.mark.parametrize(
@@ -150,14 +151,10 @@ def test_npz_to_be_split_with_wrong_arrays_is_refused(tmp_path, count, message):
         load(f"npz:{tmp_path / 'file.npz'}")
 
 
-def flipped(data):
-    return data[:2000] + bytes([data[2000] ^ 1]) + data[2001:]
-
-
 @pytest.mark.parametrize(
     "damage",
-    [lambda data: data[:-1], lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"text\n", flipped],
-    ids=["truncated", "half", "empty", "text", "flipped"],
+    [lambda data: data[:-1], lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"text\n"],
+    ids=["truncated", "half", "empty", "text"],
 )
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_a_damaged_npz_is_refused(tmp_path, save, damage):
@@ -168,6 +165,22 @@ def test_a_damaged_npz_is_refused(tmp_path, save, damage):
         load(f"npz:{file}")
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_any_flipped_bit_of_an_npz_is_noticed_or_harmless(tmp_path, save):
+    """Time stamps and permissions in the ZIP format are covered by no checksum, and matter to nobody."""
+    file = tmp_path / "file.npz"
+    save(file, images=images(40) // 16, labels=labels(40))
+    data, whole = file.read_bytes(), load(f"npz:{file}")
+    for place in range(0, len(data), 3):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        try:
+            found = load(f"npz:{file}")
+        except UserError as error:
+            assert "\n" not in str(error)
+            continue
+        assert_same(found, whole)
 
 
 def test_what_is_no_npz_at_all_is_refused(tmp_path):

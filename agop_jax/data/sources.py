@@ -2,6 +2,7 @@
 
 import dataclasses
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from sklearn.datasets import load_digits
 from agop_jax.errors import UserError, unknown_name
 
 TEST_FRACTION = 0.2  # of a source that has no test split of its own
+# what NumPy raises for a file that is none of its own, of arrays of objects, cut short or changed
+UNREADABLE = (ValueError, TypeError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 TEST_SEED = 0  # part of such a data set, not of an experiment: the test images never change
 
 
@@ -63,20 +66,31 @@ def load(name: str, *, validation: float = 0.1, seed: int = 0) -> Dataset:
     if not 0 < validation < 1:
         raise UserError(f"validation: wanted a fraction between 0 and 1, got {validation}")
     train, test = SOURCES[source](argument)
-    for part, split in (("train", train), ("test", test)):
-        _check(name, part, split)
+    _check(name, train, test)
+    classes = int(max(train.labels.max(), test.labels.max())) + 1
     order = balanced_order(train.labels, seed)
     held_out = max(1, round(validation * len(order)))
+    if held_out == len(order):
+        raise UserError(f"validation: {validation} of {len(order)} images leaves none to train on")
     validation_split, train = train.take(order[:held_out]), train.take(order[held_out:])
-    pixels = train.images.reshape(-1, train.images.shape[-1])
-    mean, std = pixels.mean(0) / 255, pixels.std(0) / 255
-    classes = int(max(train.labels.max(), test.labels.max())) + 1
-    std = np.where(std > 0, std, 1)  # a constant channel carries nothing
-    return Dataset(name, train, validation_split, test, classes, mean.astype(np.float32), std.astype(np.float32))
+    return Dataset(name, train, validation_split, test, classes, *_mean_and_deviation(train.images))
+
+
+def _mean_and_deviation(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per channel, from exact sums of integers; `np.std` would hold all pixels in float64."""
+    pixels = images.reshape(-1, images.shape[-1])
+    exact = {"dtype": np.int64, "casting": "unsafe"}
+    mean = np.einsum("pc->c", pixels, **exact) / len(pixels)
+    variance = np.einsum("pc,pc->c", pixels, pixels, **exact) / len(pixels) - mean**2
+    std = np.sqrt(np.where(variance > 1e-6, variance, 255**2))  # a constant channel carries nothing
+    return (mean / 255).astype(np.float32), (std / 255).astype(np.float32)
 
 
 def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """A random order of which every prefix holds the classes in their proportions, to within one image a class."""
+    """A random order of which every prefix holds the classes in their proportions.
+
+    To within one image a class where classes are of one size, and little more where they are not.
+    """
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     place = np.empty(len(labels))
     for label in np.unique(labels):
@@ -91,7 +105,7 @@ def _digits(argument: str) -> tuple[Split, Split]:
         raise UserError(f"data set 'digits' takes no argument, got {argument!r}")
     digits = load_digits()
     images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
-    return _split(Split(images, digits.target.astype(np.int32)))
+    return _split("digits", Split(images, digits.target.astype(np.int32)))
 
 
 def _npz(argument: str) -> tuple[Split, Split]:
@@ -104,10 +118,10 @@ def _npz(argument: str) -> tuple[Split, Split]:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise UserError(f"data set: no file {str(path)!r}") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise UserError(f"data set: {str(path)!r} is no readable .npz file ({error})") from None
     if {"images", "labels"} <= set(arrays):
-        return _split(_as_split(path, arrays["images"], arrays["labels"]))
+        return _split(path, _as_split(path, arrays["images"], arrays["labels"]))
     wanted = ("train_images", "train_labels", "test_images", "test_labels")
     if missing := [name for name in wanted if name not in arrays]:
         raise UserError(
@@ -126,18 +140,27 @@ def _as_split(path: Path, images: np.ndarray, labels: np.ndarray) -> Split:
     return Split(images, labels.astype(np.int32))
 
 
-def _split(whole: Split) -> tuple[Split, Split]:
+def _split(name: str | Path, whole: Split) -> tuple[Split, Split]:
+    _check_split(name, "images and labels", whole)
     order = balanced_order(whole.labels, TEST_SEED)
     cut = round(TEST_FRACTION * len(order))
     return whole.take(order[cut:]), whole.take(order[:cut])
 
 
-def _check(name: str, part: str, split: Split) -> None:
+def _check(name: str, train: Split, test: Split) -> None:
+    for part, split in (("train", train), ("test", test)):
+        _check_split(name, part, split)
+    if train.images.shape[1:] != test.images.shape[1:]:
+        shapes = f"{train.images.shape[1:]} and {test.images.shape[1:]}"
+        raise UserError(f"data set {name!r}: wanted training and test images of one shape (h, w, c), got {shapes}")
+
+
+def _check_split(name: str | Path, part: str, split: Split) -> None:
     if split.images.ndim != 4 or split.labels.shape != split.images.shape[:1] or not len(split.labels):
         shapes = f"{split.images.shape} and {split.labels.shape}"
-        raise UserError(f"data set {name!r}, {part}: wanted images (n, h, w, c) and labels (n,), got {shapes}")
+        raise UserError(f"data set {str(name)!r}, {part}: wanted images (n, h, w, c) and labels (n,), got {shapes}")
     if split.labels.min() < 0 or len(np.unique(split.labels)) < 2:
-        raise UserError(f"data set {name!r}, {part}: wanted labels from 0 on, of two classes or more")
+        raise UserError(f"data set {str(name)!r}, {part}: wanted labels from 0 on, of two classes or more")
 
 
 SOURCES: dict[str, Callable[[str], tuple[Split, Split]]] = {"digits": _digits, "npz": _npz}

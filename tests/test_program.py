@@ -1,0 +1,152 @@
+"""The program as its user meets it: what it leaves, what it keeps, what it says when something is wrong."""
+
+import csv
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def call(workdir: Path, *flags: str, config: str = "configs/digits.py:quick") -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "agop_jax.main", f"--config={config}", f"--workdir={workdir}", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def contents(workdir: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(workdir)): p.read_bytes() for p in workdir.rglob("*") if p.is_file() and p.name != ".lock"
+    }
+
+
+def rows(workdir: Path) -> list[dict[str, str]]:
+    with (workdir / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("digits")
+    done = call(workdir)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "kaiming_normal" in done.stdout
+    return workdir
+
+
+def test_leaves_what_the_readme_promises(finished):
+    for name in ("config.json", "environment.json", "results.csv", "summary.csv", "report.html", "donor.json"):
+        assert (finished / name).stat().st_size > 0, name
+    assert len(rows(finished)) == 6  # 3 inits x 2 seeds
+    assert len(list((finished / "metrics").glob("*.jsonl"))) == 7  # and the donor
+    assert len(list((finished / "figures").glob("*.png"))) >= 4
+    assert (finished / "features" / "metadata.json").exists()
+    assert list((finished / "tensorboard" / "donor").iterdir())
+
+
+def test_second_call_redoes_nothing_and_more_seeds_only_add(finished, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished, workdir)
+    before, donor = contents(workdir), (workdir / "donor" / "metadata.json").stat().st_mtime_ns
+    assert call(workdir).returncode == 0
+    after = contents(workdir)
+    assert {name for name in before if before[name] != after.get(name)} <= {
+        "environment.json",
+        "report.html",
+    }  # the date
+    assert call(workdir, "--config.recipients.seeds=3").returncode == 0
+    assert (workdir / "donor" / "metadata.json").stat().st_mtime_ns == donor
+    assert rows(workdir)[:6] == rows(finished)
+    assert len(rows(workdir)) == 9
+
+
+def refused(workdir: Path, *flags: str, config: str = "configs/digits.py:quick") -> str:
+    """The one line of an error, after checking that it is one and that nothing in the directory changed."""
+    before = contents(workdir)
+    done = call(workdir, *flags, config=config)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("agop_jax: ")]
+    assert len(lines) == 1, done.stderr
+    assert contents(workdir) == before
+    return lines[0]
+
+
+BAD = {
+    "config field": (["--config.modell.name=lenet5"], ["modell", "model"]),
+    "config type": (["--config.train.steps=many"], ["many"]),
+    "data set": (["--config.data.name=digit"], ["unknown data set 'digit'", "Did you mean 'digits'"]),
+    "data file": (["--config.data.name=npz:/nowhere.npz"], ["no file '/nowhere.npz'"]),
+    "init": (["--config.recipients.inits=('kaiming',)"], ["unknown init 'kaiming'", "kaiming_normal"]),
+    "layer": (["--config.recipients.layers=conv"], ["'conv' matches no layer", "Conv_0, Conv_1, Conv_2, Dense_0"]),
+    "model": (["--config.model.name=vgg"], ["unknown model 'vgg'", "vgg11"]),
+    "too small": (["--config.model.name=small_cnn", "--config.data.validation=2.0"], ["fraction between 0 and 1"]),
+    "method": (["--config.features.method=grams"], ["unknown method 'grams'", "Did you mean 'gram'"]),
+    "diverging donor": (["--config.donor.learning_rate=1e30"], ["diverged", "lower config.donor.learning_rate"]),
+}
+
+
+@pytest.mark.parametrize(("flags", "said"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line(flags, said, tmp_path):
+    done = call(tmp_path, *flags)
+    assert done.returncode == 2, done.stderr[-2000:]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("agop_jax: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in done.stderr
+    for words in said:
+        assert words in lines[0]
+    assert not (tmp_path / "donor").exists() or "init" in said[0] or "layer" in said[0]
+    assert not (tmp_path / "results.csv").exists()
+
+
+def test_missing_flags_and_files(tmp_path):
+    assert "no_such.py" in refused(tmp_path, config="no_such.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "agop_jax.main"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "--config is missing" in done.stderr
+
+
+def test_another_config_leaves_the_results_alone(finished):
+    assert "train.steps (was 20, now 21)" in refused(finished, "--config.train.steps=21")
+
+
+def test_damaged_features_are_named(finished, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished, workdir)
+    file = next(
+        path for path in (workdir / "features" / "arrays").rglob("*") if path.stat().st_size > 1000 and path.is_file()
+    )
+    file.write_bytes(file.read_bytes()[:100])
+    done = call(workdir, "--config.recipients.seeds=3")
+    assert done.returncode == 2
+    assert str(file) in done.stderr
+    assert rows(workdir) == rows(finished)
+
+
+def test_second_process_on_one_workdir_refuses(finished):
+    with (finished / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "in use by another process" in refused(finished)
+
+
+def test_nan_in_a_users_images_cannot_arise_but_wrong_types_are_named(tmp_path):
+    random = np.random.default_rng(0)
+    file = tmp_path / "floats.npz"
+    np.savez(file, images=random.normal(size=(20, 8, 8, 1)), labels=np.arange(20) % 2)
+    assert "wanted uint8 images" in refused(tmp_path / "run", f"--config.data.name=npz:{file}")
+
+
+def test_lenet_on_real_mnist(tmp_path):
+    folder = os.environ.get("AGOP_JAX_DATA")
+    if not folder or not (Path(folder) / "mnist.npz").exists():
+        pytest.skip("set AGOP_JAX_DATA to a folder with mnist.npz")
+    done = call(tmp_path, f"--config.data.name=npz:{folder}/mnist.npz", config="configs/mnist.py:quick")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {row["init"] for row in rows(tmp_path)} == {"kaiming_normal", "nfm", "copy"}

@@ -1,0 +1,128 @@
+"""The comparison runner: pairing, the choice of learning rates, compilations."""
+
+import jax
+import numpy as np
+import pytest
+
+from agop_jax import data, experiment, trees
+from agop_jax.defaults import experiment_config
+from agop_jax.errors import UserError
+from agop_jax.recipients import Cell, Sweep
+
+TWELVE = (
+    "kaiming_normal",
+    "default",
+    "orthogonal",
+    "lsuv",
+    "nfm",
+    "agop",
+    "he_nfm@lsuv",
+    "matched_isotropic",
+    "spatial",
+    "first_layer_nfm",
+    "coupled_nfm",
+    "copy",
+)
+
+
+@pytest.fixture(scope="module")
+def make_sweep(tmp_path_factory):
+    """Sweeps over tiny recipients of one untrained donor, each in a new directory."""
+    config = experiment_config()
+    config.model.features = (4, 6)
+    config.features.num_images, config.recipients.num_images = 32, 64
+    config.train.steps = 4
+    dataset = data.load("digits", validation=0.2)
+    variables = experiment.untrained_donor(config, dataset)
+    donor = experiment.donor_network(config, dataset, variables, tmp_path_factory.mktemp("donor") / "features")
+
+    def make(**recipients) -> Sweep:
+        changed = config.copy_and_resolve_references()
+        changed.recipients.update(recipients)
+        return Sweep(tmp_path_factory.mktemp("sweep"), changed, dataset, {"trained": donor, "untrained": donor})
+
+    return make
+
+
+def test_twelve_inits_times_five_seeds_compile_the_training_step_once(make_sweep):
+    sweep = make_sweep(inits=TWELVE, seeds=5)
+    sweep.run()
+    assert len(sweep.results) == 60
+    assert sweep.trainers[1.0].traces == 1
+    assert sweep.trainers[1.0].step._cache_size() == 1  # XLA's own count
+
+
+def test_recipients_of_one_seed_differ_in_the_selected_layers_only(make_sweep):
+    sweep = make_sweep(inits=("kaiming_normal", "nfm", "coupled_nfm"), seeds=2)
+    starts = {cell.init: trees.flatten(sweep.start(cell, 1).variables["params"]) for cell in sweep.cells}
+    he = starts["kaiming_normal"]
+    for init in ("nfm", "coupled_nfm"):
+        for path, leaf in starts[init].items():
+            same = np.array_equal(leaf, he[path])
+            assert same == (not (path.startswith("Conv_") and path.endswith("kernel"))), (init, path)
+    other = trees.flatten(sweep.start(sweep.cells[0], 0).variables["params"])
+    assert not np.array_equal(other["Dense_0/kernel"], he["Dense_0/kernel"])
+
+
+def test_learning_rate_is_the_best_on_validation_and_the_test_set_is_read_after(make_sweep, monkeypatch):
+    sweep = make_sweep(inits=("kaiming_normal",), seeds=3, tuning_seeds=2, learning_rates=(0.001, 0.05, 1e9))
+    trainer, read = sweep.trainers[1.0], []
+    evaluate = trainer.evaluate
+    monkeypatch.setattr(
+        trainer, "evaluate", lambda v, split: read.append(split is sweep.data.test) or evaluate(v, split)
+    )
+    sweep.run()
+    assert len(sweep.rates) == 6
+    means = {
+        rate: np.mean([row["validation_accuracy"] for row in sweep.rates if row["learning_rate"] == rate])
+        for rate in (0.001, 0.05, 1e9)
+    }
+    chosen = {row["learning_rate"] for row in sweep.rates if row["chosen"]}
+    assert chosen == {max(means, key=means.get)}
+    assert {row["learning_rate"] for row in sweep.results} == chosen
+    assert sum(read) == 3  # once a recipient
+
+
+def test_a_run_of_the_grid_is_the_same_when_trained_again(make_sweep):
+    """What lets the grid's runs at the chosen rate be reused: a sweep that was stopped in between trains them anew."""
+    sweep = make_sweep(inits=("nfm",), seeds=1, learning_rates=(0.01, 0.05))
+    sweep.run()
+    again = make_sweep(inits=("nfm",), seeds=1, learning_rates=(sweep.results[0]["learning_rate"],))
+    again.run()
+    for name in ("test_accuracy", "test_loss", "validation_loss", "train_loss"):
+        assert again.results[0][name] == sweep.results[0][name]
+
+
+def test_sizes_and_widths(make_sweep):
+    sweep = make_sweep(inits=("kaiming_normal",), seeds=1, train_sizes=(0, 100), widths=(1.0, 2.0))
+    everything = len(sweep.dataset.train.labels)
+    wanted = [(size, width) for size in (everything, 100) for width in (1.0, 2.0)]
+    assert sweep.cells == [Cell("kaiming_normal", *pair) for pair in wanted]
+    sweep.run()
+    kernels = [trees.kernels(sweep.start(cell, 0).variables["params"])["Conv_1"].shape for cell in sweep.cells]
+    assert kernels == [(3, 3, 4, 6), (3, 3, 8, 12)] * 2
+    assert len({(row["train_size"], row["width"]) for row in sweep.results}) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inits": ("kaiming_normal", "he_nmf")}, "unknown init 'he_nmf'.*Did you mean 'he_nfm'"),
+        ({"layers": "conv.*"}, "matches no layer. Layers: Conv_0, Conv_1, Dense_0"),
+        ({"inits": ("copy",), "widths": (2.0,)}, "layer 'Conv_0': wanted 4 filters to copy, got 8"),
+        ({"inits": ("nfm",), "widths": (2.0,)}, r"layer 'Conv_1': the donor's kernel is \(3, 3, 4, 6\)"),
+        ({"train_sizes": (10**6,)}, "train_size: wanted 1 to 1150"),
+        ({"seeds": 0}, "seeds >= 1"),
+        ({"tuning_seeds": 9}, "tuning_seeds <= seeds"),
+    ],
+)
+def test_bad_configs_are_refused_before_anything_is_trained(change, message, make_sweep):
+    with pytest.raises(UserError, match=message):
+        make_sweep(**{"inits": ("kaiming_normal",), **change})
+
+
+def test_head_may_be_selected_too(make_sweep):
+    sweep = make_sweep(inits=("he_nfm",), layers=".*", seeds=1)
+    drawn = trees.kernels(sweep.start(sweep.cells[0], 0).variables["params"])["Dense_0"]
+    assert float((drawn**2).sum()) / 10 == pytest.approx(2, rel=0.6)  # E|w|^2 = 2 over 10 filters of 6 weights
+    assert jax.tree.all(jax.tree.map(lambda leaf: bool(np.isfinite(leaf).all()), drawn))

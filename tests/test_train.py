@@ -1,0 +1,141 @@
+"""The training loop against the same loop written out in numpy, and its bookkeeping."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agop_jax.data import Pipeline, Split, batch_indices
+from agop_jax.errors import UserError
+from agop_jax.train import DeviceData, Run, Settings, Trainer, accuracy_at, train
+
+PIPELINE = Pipeline((0.5,), (0.25,))
+
+
+class Linear(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(x.reshape(len(x), -1))
+
+
+class Normalised(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Conv(4, (3, 3))(x))
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(nn.relu(x).mean((1, 2))))
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    random = np.random.default_rng(0)
+    split = lambda n: Split(
+        jnp.asarray(random.integers(0, 256, (n, 4, 4, 1)), jnp.uint8), jnp.asarray(random.integers(0, 3, n), jnp.int32)
+    )
+    return DeviceData(split(40), split(7), split(9))
+
+
+def run(trainer, data, seed=0, rate=0.05, init=0):
+    variables = trainer.model.init(jax.random.key(init), jnp.zeros((1, 4, 4, 1)))
+    return train(trainer, Run(trainer.start(variables)), data, np.arange(40), rate, seed)
+
+
+def by_hand(data, settings, rate, seed, variables):
+    """Softmax regression, SGD with momentum, L2 in the gradient, cosine decay: heavy ball as in PyTorch."""
+    w, b = (np.asarray(variables["params"]["Dense_0"][name], np.float64) for name in ("kernel", "bias"))
+    trace_w, trace_b = np.zeros_like(w), np.zeros_like(b)
+    for step in range(settings.steps):
+        chosen = batch_indices(np.arange(40), settings.batch_size, step, seed)
+        x = (np.asarray(data.train.images, np.float64)[chosen].reshape(len(chosen), -1) / 255 - 0.5) / 0.25
+        logits = x @ w + b
+        probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        error = (probabilities - np.eye(3)[np.asarray(data.train.labels)[chosen]]) / len(chosen)
+        trace_w = settings.momentum * trace_w + x.T @ error + settings.weight_decay * w
+        trace_b = settings.momentum * trace_b + error.sum(0) + settings.weight_decay * b
+        decayed = rate * (1 + np.cos(np.pi * step / settings.steps)) / 2
+        w, b = w - decayed * trace_w, b - decayed * trace_b
+    return w, b
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+def test_sgd_is_the_loop_written_out(weight_decay, pictures):
+    settings = Settings(steps=13, batch_size=8, weight_decay=weight_decay)
+    trainer = Trainer(Linear(), PIPELINE, settings)
+    variables = Linear().init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+    done = run(trainer, pictures, seed=5)
+    w, b = by_hand(pictures, settings, 0.05, 5, variables)
+    found = done.state.variables["params"]["Dense_0"]
+    np.testing.assert_allclose(found["kernel"], w, atol=2e-5)
+    np.testing.assert_allclose(found["bias"], b, atol=2e-5)
+
+
+def test_one_compilation_for_all_inits_seeds_and_rates(pictures):
+    trainer = Trainer(Linear(), PIPELINE, Settings(steps=3, batch_size=8))
+    for init, seed, rate in ((0, 0, 0.1), (1, 0, 0.1), (0, 1, 0.1), (0, 0, 0.3)):
+        run(trainer, pictures, seed, rate, init)
+    assert trainer.traces == 1
+
+
+def test_same_seed_same_bits(pictures):
+    trainer = Trainer(Normalised(), Pipeline((0.5,), (0.25,), pad=1, flip=True), Settings(steps=6, batch_size=8))
+    first, again, other = run(trainer, pictures), run(trainer, pictures), run(trainer, pictures, seed=1)
+    jax.tree.map(np.testing.assert_array_equal, first.state, again.state)
+    same = [np.array_equal(*leaves) for leaves in zip(*map(jax.tree.leaves, (first.state, other.state)), strict=True)]
+    assert not all(same)
+
+
+def test_batch_norm_learns_statistics_in_training_and_uses_them_in_evaluation(pictures):
+    trainer = Trainer(Normalised(), PIPELINE, Settings(steps=4, batch_size=8))
+    done = run(trainer, pictures)
+    assert float(jnp.abs(done.state.variables["batch_stats"]["BatchNorm_0"]["mean"]).max()) > 0
+    assert trainer.evaluate(done.state.variables, pictures.test) == trainer.evaluate(
+        done.state.variables, pictures.test
+    )
+
+
+def test_evaluation_masks_the_padding(pictures):
+    trainer = Trainer(Linear(), PIPELINE, Settings(steps=1, batch_size=8))
+    variables = Linear().init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+    logits = np.asarray(Linear().apply(variables, PIPELINE.normalize(pictures.validation.images)), np.float64)
+    labels = np.asarray(pictures.validation.labels)
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(7), labels]
+    loss, accuracy = trainer.evaluate(variables, pictures.validation)
+    assert loss == pytest.approx(losses.mean(), rel=1e-5)
+    assert accuracy == pytest.approx((logits.argmax(1) == labels).mean(), abs=1e-12)
+
+
+def test_history_and_accuracy_at(pictures):
+    trainer = Trainer(Linear(), PIPELINE, Settings(steps=50, batch_size=8))
+    history = run(trainer, pictures).history
+    assert [record["step"] for record in history] == [0, 3, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50]
+    assert history[0]["train_loss"] is None
+    assert accuracy_at(history, 50, 20) == history[3]["validation_accuracy"]
+    assert accuracy_at(history[:3], 50, 100) == history[2]["validation_accuracy"]
+
+
+def test_diverged_run_stops_early(pictures):
+    trainer = Trainer(Normalised(), PIPELINE, Settings(steps=100, batch_size=8, optimizer="sgd"))
+    variables = trainer.model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+    variables["params"]["Dense_0"]["kernel"] *= jnp.nan
+    done = train(trainer, Run(trainer.start(variables)), pictures, np.arange(40), 0.1, 0)
+    assert done.diverged
+    assert int(done.state.step) == 5  # the first evaluation after the start
+    assert trainer.evaluate(done.state.variables, pictures.test)[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "sdg"}, "unknown optimizer 'sdg'. Did you mean 'sgd'"),
+        ({"schedule": "cos"}, "unknown schedule 'cos'.*constant, cosine"),
+        ({"steps": 0}, "steps and batch_size of 1 or more, got 0"),
+    ],
+)
+def test_bad_settings(change, message):
+    with pytest.raises(UserError, match=message):
+        Settings(**{"steps": 1, **change})
+
+
+def test_batch_larger_than_the_training_set(pictures):
+    with pytest.raises(UserError, match="batch_size 64 is larger than the training set of 40 images"):
+        run(Trainer(Linear(), PIPELINE, Settings(steps=1, batch_size=64)), pictures)
