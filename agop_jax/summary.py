@@ -14,6 +14,7 @@ from agop_jax import statistics
 from agop_jax.results import Curves, Row
 
 BASELINE = "kaiming_normal"
+COPIES = ("copy", "copy_tiled", "copy_spaced")  # what the fraction of the gain recovered is measured by
 IDLE = "does not train"
 NAN = math.nan
 NBSP = "\N{NO-BREAK SPACE}"
@@ -74,7 +75,11 @@ def summarise(results: Sequence[Row], curves: Curves) -> list[Summary]:
         (found.init, found.train_size, found.width, found.against == BASELINE): found
         for found in statistics.compare(results)
     }
-    recovered = {(r.init, r.train_size, r.width): r.fraction for r in statistics.recovered_fraction(results)}
+    recovered = {
+        (r.init, r.train_size, r.width): r.fraction
+        for copy in reversed(COPIES)
+        for r in statistics.recovered_fraction(results, reference=copy)
+    }
     chance = _chance(curves)
     lines = [
         Summary(
