@@ -1,5 +1,7 @@
 """Every field of an experiment's config, with its default. The files in `configs/` say what they change."""
 
+from typing import Any
+
 import ml_collections
 
 
@@ -59,7 +61,7 @@ def train_config(steps: int) -> ml_collections.ConfigDict:
     return train
 
 
-def shrink(config: ml_collections.ConfigDict, inits: tuple[str, ...]) -> None:
+def shrink(config: Any, inits: tuple[str, ...]) -> None:
     """Makes a config a smoke run of seconds: what `configs/x.py:quick` gives."""
     config.donor.train.steps = config.train.steps = 20
     config.features.num_images = config.recipients.num_images = 64
