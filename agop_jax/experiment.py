@@ -31,7 +31,7 @@ def run(config: Any, directory: str | Path) -> str:
     """Runs an experiment, or what is missing of it, in a directory.
 
     Args:
-      config: an `ml_collections.ConfigDict` with the fields of `configs/digits.py`.
+      config: an `ml_collections.ConfigDict` with the fields of `defaults.py`.
       directory: made if need be. A second call with the same config redoes nothing that is finished.
 
     Returns:
@@ -40,12 +40,13 @@ def run(config: Any, directory: str | Path) -> str:
     path = Path(directory).expanduser().absolute()
     with workdir.locked(path), stoppable():
         workdir.claim(path, config.to_dict())
+        methods = [get_method(init) for init in config.recipients.inits]  # before anything is trained
         recipient_data = load(config.data.name, validation=config.data.validation, seed=config.seed)
         donor_data = donor_dataset(config, recipient_data)
         variables = donor_variables(config, donor_data, path)
         donors = {"trained": donor_network(config, donor_data, variables, path / FEATURES)}
         results.write_rows(path / SPECTRA, spectra(donors["trained"].features))
-        if any(get_method(init).untrained for init in config.recipients.inits):
+        if any(method.untrained for method in methods):
             untrained = untrained_donor(config, donor_data)
             donors["untrained"] = donor_network(config, donor_data, untrained, path / f"{FEATURES}_untrained")
         Sweep(path, config, recipient_data, donors).run()

@@ -69,7 +69,7 @@ class Sweep:
 
     Attributes:
       workdir: of the experiment.
-      config: with the fields of `configs/digits.py`.
+      config: with the fields of `defaults.py`.
       dataset: the recipients'.
       donors: 'trained', and 'untrained' for the methods that ask for it.
       trainers: by width, one compiled step each.
@@ -109,8 +109,6 @@ class Sweep:
                 "recipients: wanted seeds >= 1, a learning rate or more and 1 <= tuning_seeds <= seeds, got "
                 f"{wanted.seeds}, {tuple(wanted.learning_rates)} and {wanted.tuning_seeds}"
             )
-        for init in wanted.inits:
-            get_method(init)
         for cell in self.cells:
             subset(self.dataset.train, cell.train_size, 0)
             self.start(cell, 0)
@@ -121,6 +119,10 @@ class Sweep:
         donor = self.donors["untrained" if method.untrained else "trained"]
         indices = subset(self.dataset.train, cell.train_size, seed)[: self.config.recipients.num_images]
         pictures = self.data.train.images[indices]
+        channels = len(donor.pipeline.mean), pictures.shape[-1]
+        if method.coupled and channels[0] != channels[1]:
+            wants = f"wants {channels[0]} channels, got {channels[1]}"
+            raise UserError(f"init {cell.init!r} shows its images to the donor, which {wants}")
         return transplant(
             trainer.model,
             jax.random.key(seed),

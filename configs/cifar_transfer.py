@@ -3,6 +3,38 @@
 Command:  python -m agop_jax.main --config=configs/cifar_transfer.py --workdir=runs/transfer \
               --config.data.name=npz:cifar10.npz --config.donor.data=npz:cifar100.npz
           and with `configs/cifar_transfer.py:half` and `:double` for recipients of half and twice the donor's width.
+Cost:     50 minutes on 2 CPU cores; half width 5 minutes, double width (3 seeds, 2 rates) 25 minutes.
+Result:   test accuracy in %, mean and 95 % t interval over 5 paired seeds, learning rate by validation on one seed;
+          float32, CPU, jax 0.10.2; donor 40.5 % on its own test set (CIFAR-100, 22,500 training images)
+
+              copy                                   60.1 +- 0.8
+              coupled_nfm@mixed=1                    58.2 +- 1.1    each filter is one of the donor's, in its basis
+              coupled_sqrt_agop                      47.5 +- 1.7
+              coupled_nfm@mixed=8                    47.4 +- 1.4
+              matched_spectrum:coupled_nfm           45.7 +- 0.8    random eigenvectors, true fit
+              coupled_nfm                            45.7 +- 1.8
+              matched_isotropic:coupled_nfm          43.9 +- 0.3    scale alone
+              lsuv                                   43.6 +- 1.9    scale alone
+              matched_spectrum:coupled_nfm@shuffled  43.4 +- 2.1    random eigenvectors, shuffled fit
+              first_layer_nfm                        43.4 +- 1.2
+              matched_spectrum                       43.3 +- 1.2
+              coupled_nfm@shuffled                   43.0 +- 1.5
+              coupled_nfm@untrained                  42.5 +- 4.3
+              matched_isotropic                      42.2 +- 1.9
+              kaiming_normal                         41.3 +- 2.5
+              spatial                                38.9 +- 1.7
+              agop                                   38.7 +- 3.2
+              nfm                                    36.7 +- 1.7
+              kaiming_nfm                            does not train
+
+          Better than kaiming_normal after correction for 18 comparisons: copy, coupled_nfm@mixed=1, lsuv.
+          Explained variance of coupled_nfm's fits at the four layers: 1.00, 0.83, 0.59, 0.44. Random eigenvectors do as
+          well as the donor's as long as the fit is true, so what helps is the regression on the donor's activations,
+          not the covariance.
+
+          Half width (5 seeds): copy_spaced 51.8 +- 0.3, coupled_sqrt_agop 44.2 +- 1.2, coupled_nfm 43.2 +- 2.5,
+          lsuv 41.4 +- 1.7, kaiming_normal 38.0 +- 3.1.
+          DOUBLE
 """
 
 import ml_collections

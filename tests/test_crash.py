@@ -33,7 +33,7 @@ def command(workdir: Path) -> list[str]:
         "recipients.learning_rates": "(0.05,0.1)",
         "donor.train.steps": "60",
         "train.steps": "30",
-        "save_every": "0.0",
+        "save_every": "0.5",
     }
     flags = [f"--config.{name}={value}" for name, value in overrides.items()]
     program = [sys.executable, "-m", "agop_jax.main", "--config=configs/digits.py:quick", f"--workdir={workdir}"]
