@@ -12,19 +12,19 @@ from absl import logging
 from tqdm import tqdm
 
 from agop_jax import models, report, results, store, workdir
+from agop_jax.agop import output_function
 from agop_jax.data import Dataset, Pipeline, load, subset
-from agop_jax.errors import UserError
-from agop_jax.extract import extract
-from agop_jax.initializers import INITIALIZERS, get_method
+from agop_jax.errors import UserError, unknown_name
+from agop_jax.extract import METHODS, extract
+from agop_jax.initializers import INITIALIZERS, Method, get_method
 from agop_jax.layer_features import LayerFeatures
 from agop_jax.logs import write_curves
-from agop_jax.recipients import CHECKPOINTS, DonorNetwork, Sweep
+from agop_jax.recipients import DonorNetwork, Sweep
 from agop_jax.resumable import stoppable, train_resumable
 from agop_jax.train import DeviceData, Settings, Trainer
 from agop_jax.transplant import initialize
 from agop_jax.types import Variables
-
-DONOR, FEATURES, SPECTRA = "donor", "features", "spectra.csv"
+from agop_jax.workdir import CHECKPOINTS, DONOR, FEATURES, SPECTRA
 
 
 def run(config: Any, directory: str | Path) -> str:
@@ -38,11 +38,11 @@ def run(config: Any, directory: str | Path) -> str:
       The table of results as text.
     """
     path = Path(directory).expanduser().absolute()
+    methods = check_names(config)
+    recipient_data = load(config.data.name, validation=config.data.validation, seed=config.seed)
+    donor_data = donor_dataset(config, recipient_data)
     with workdir.locked(path), stoppable():
         workdir.claim(path, config.to_dict())
-        methods = [get_method(init) for init in config.recipients.inits]  # before anything is trained
-        recipient_data = load(config.data.name, validation=config.data.validation, seed=config.seed)
-        donor_data = donor_dataset(config, recipient_data)
         variables = donor_variables(config, donor_data, path)
         donors = {"trained": donor_network(config, donor_data, variables, path / FEATURES)}
         results.write_rows(path / SPECTRA, spectra(donors["trained"].features))
@@ -51,6 +51,14 @@ def run(config: Any, directory: str | Path) -> str:
             donors["untrained"] = donor_network(config, donor_data, untrained, path / f"{FEATURES}_untrained")
         Sweep(path, config, recipient_data, donors).run()
         return report.write_report(path, INITIALIZERS)
+
+
+def check_names(config: Any) -> list[Method]:
+    """The methods of the inits. What can be known to be wrong is said before anything is trained."""
+    if config.features.method not in METHODS:
+        raise unknown_name("method", config.features.method, METHODS)
+    output_function(config.features.outputs)
+    return [get_method(init) for init in config.recipients.inits]
 
 
 def donor_dataset(config: Any, recipient_data: Dataset) -> Dataset:

@@ -30,6 +30,8 @@ def parse(argv: Sequence[str]) -> list[str]:
     """Reads the flags; whatever is wrong with them is the user's to mend, so it becomes one line."""
     try:
         rest = flags.FLAGS(argv)
+        if flags.FLAGS.config is not None:
+            flags.FLAGS.config.to_dict()  # a file that could not be read says so on first use
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
         raise UserError(" ".join(str(error).split())) from error
     for name in ("config", "workdir"):

@@ -28,8 +28,7 @@ from agop_jax.resumable import train_resumable
 from agop_jax.train import DeviceData, Run, Settings, Trainer, accuracy_at
 from agop_jax.transplant import Transplant, transplant
 from agop_jax.types import Variables
-
-RESULTS, RATES, FITS, CHECKPOINTS = "results.csv", "learning_rates.csv", "fits.csv", "checkpoints"
+from agop_jax.workdir import CHECKPOINTS, FITS, RATES, RESULTS
 
 
 @dataclass(frozen=True)

@@ -231,7 +231,7 @@ def _record(trainer: Trainer, run: Run, data: DeviceData, step: int) -> None:
     since = step - run.history[-1]["step"] if run.history else 0
     validation_loss, validation_accuracy = trainer.evaluate(run.state.variables, data.validation)
     train_loss, train_accuracy = float(run.state.loss_sum), float(run.state.correct)
-    run.diverged = not math.isfinite(train_loss)
+    run.diverged = not (math.isfinite(train_loss) and math.isfinite(validation_loss))
     record = {
         "step": step,
         "train_loss": train_loss / since if since else None,

@@ -18,6 +18,8 @@ from agop_jax.errors import UserError
 from agop_jax.results import atomic_write_text, read_text
 
 CONFIG, ENVIRONMENT, LOCK = "config.json", "environment.json", ".lock"
+DONOR, FEATURES, CHECKPOINTS = "donor", "features", "checkpoints"
+RESULTS, RATES, FITS, SPECTRA = "results.csv", "learning_rates.csv", "fits.csv", "spectra.csv"
 
 # May change from one call to the next in the same directory: they select which results are there, not what they are.
 EXTENDABLE = (
@@ -63,11 +65,20 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
             raise UserError(f"{str(path)!r} is damaged: restore it, or choose another workdir") from None
         old, new = _flat(before), _flat(json.loads(json.dumps(config)))
         changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-        if fixed := [name for name in changed if name not in EXTENDABLE]:
+        changed = [name for name in changed if name not in EXTENDABLE]
+        if fixed := [name for name in changed if _has_results(workdir, name)]:
             what = ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in fixed)
             raise UserError(f"{str(workdir)!r} holds results of another config: {what}: choose another workdir")
+        if changed:
+            shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)  # of unfinished runs of the other config
     atomic_write_text(path, json.dumps(config, indent=1))
     atomic_write_text(workdir / ENVIRONMENT, json.dumps(environment(), indent=1))
+
+
+def _has_results(workdir: Path, name: str) -> bool:
+    """Whether anything finished there depends on this field of the config."""
+    of_recipients = name.startswith(("recipients.", "train."))
+    return any((workdir / file).exists() for file in ((RESULTS, RATES) if of_recipients else (DONOR,)))
 
 
 def environment() -> dict[str, str]:
