@@ -111,8 +111,7 @@ def export(directory: str | os.PathLike, features: Mapping[str, LayerFeatures]) 
 
     `nfm/layer_{i}.csv` and `agop/layer_{i}.csv`, i counting the ungrouped 2-D convolutions, in that project's
     convention: patches in (cin, kh, kw) order, and for `agop` the root of a sum over 11 images. `dense.npz` holds
-      `nfm_{i}` and
-    `agop_{i}` in ours (HWI order, AGOP as a mean, no root) and `paths`.
+    `nfm_{i}` and `agop_{i}` in ours (HWI order, AGOP as a mean, no root) and `paths`.
 
     Size and time grow with k^2 a layer: 275 MB a file for k = 4608.
     """

@@ -43,8 +43,7 @@ def initialize(
 
     What is not selected, and what `method` does not touch (biases, normalisation), depends on `key` and the model
     alone: recipients of one key differ only in the selected layers, so that methods can be compared in pairs. 'copy'
-      takes over
-    the biases of the selected layers too.
+    takes over the biases of the selected layers too.
 
     Args:
       model: a Linen module, of any width that the method allows.
