@@ -8,12 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import agop_jax
-from agop_jax import trees
 from agop_jax.data import Pipeline
-from agop_jax.errors import UserError
-from agop_jax.models import create
-from agop_jax.pretrained import IMAGENET_MEAN, load_pretrained, save_pretrained
+from agop_jax.pretrained import load_pretrained
 
 
 def real(name: str) -> Path:
