@@ -123,23 +123,23 @@ def _hub(name: str, repository: str, fields: Mapping[str, Any]) -> Pretrained:
 def _fetch(repository: str, file: str) -> str:
     """The path of a file in the hub's cache, downloaded if it is not there yet."""
     try:
-        import huggingface_hub as hub
+        from huggingface_hub import constants, errors, hf_hub_download, utils
     except ImportError:
         raise UserError("donor source 'hub' needs huggingface_hub: pip install 'agop_jax[hub]'") from None
     try:
-        return hub.hf_hub_download(repository, file, local_files_only=True)
-    except hub.errors.LocalEntryNotFoundError:
+        return hf_hub_download(repository, file, local_files_only=True)
+    except errors.LocalEntryNotFoundError:
         pass
-    except hub.errors.HFValidationError as error:
+    except errors.HFValidationError as error:
         raise UserError(f"donor source 'hub:{repository}': wanted OWNER/NAME ({_line(error)})") from None
     try:  # asked once and shortly: the download itself would retry for most of a minute
-        hub.utils.get_session().head(hub.constants.ENDPOINT, timeout=HUB_TIMEOUT)
+        utils.get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
     except Exception as error:  # of whatever HTTP library the installed hub uses
-        reason = f"is not cached and {hub.constants.ENDPOINT} cannot be reached ({_line(error)})"
+        reason = f"is not cached and {constants.ENDPOINT} cannot be reached ({_line(error)})"
         raise UserError(f"donor 'hub:{repository}': {file} {reason}: download it on a machine that can") from None
     try:
-        return hub.hf_hub_download(repository, file)
-    except (hub.errors.HfHubHTTPError, OSError, ValueError) as error:
+        return hf_hub_download(repository, file)
+    except (errors.HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(f"donor 'hub:{repository}': {file} cannot be downloaded ({_line(error)})") from None
 
 
