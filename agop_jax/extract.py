@@ -146,7 +146,7 @@ def _kernels(
         _, records = tapped.apply(variables, None, images)
         return {path: (calls[0].kernel, calls[0].bias) for path, calls in records.items()}
 
-    return jax.jit(used)(variables, jnp.asarray(images[:1]))
+    return jax.jit(used)(variables, images[:1])
 
 
 def _exact(tapped, kernels, output, variables, batches: Batches) -> dict[str, LayerFeatures]:
@@ -160,7 +160,7 @@ def _exact(tapped, kernels, output, variables, batches: Batches) -> dict[str, La
     for images, labels, weights in batches:
         chunks = chunks or _identity_chunks(_num_outputs(tapped, output, variables, images, labels))
         for rows in chunks:
-            total = _add(total, step(variables, *map(jnp.asarray, (images, labels, weights)), rows))
+            total = _add(total, step(variables, images, labels, weights, rows))
         count += int(weights.sum())
     grams = {path: gram / count for path, gram in total.items()}
     return _finish(tapped, kernels, count, gradient_gram=grams)

@@ -11,13 +11,7 @@ from agop_jax.extract import extract
 from agop_jax.train import Settings, Trainer
 from agop_jax.transplant import initialize
 
-
-@pytest.fixture(scope="module", autouse=True)
-def operation_by_operation():
-    """Models of one kind have operations of the same shapes, which are then compiled once for all of them."""
-    with jax.disable_jit():
-        yield
-
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CLASSES, BATCH = 2, 2
 # the smallest images of each model, and fields that keep it quick
