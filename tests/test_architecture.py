@@ -12,7 +12,7 @@ LEVELS = [
     {"figures", "layer_features", "logs", "summary"},
     {"data", "models", "pictures", "sources", "taps"},
     {"agop", "initializers", "report", "store", "streams", "taps_nnx", "train", "workdir"},
-    {"coupling", "extract"},
+    {"coupling", "extract", "pretrained"},
     {"resumable", "transplant"},
     {"recipients"},
     {"experiment"},

@@ -22,6 +22,48 @@ SIZES = [
 ]
 
 
+# name -> (fields, classes, side of the images, parameters)
+# For 1,000 classes: `num_params` in torchvision's documentation of each model; of vit_tiny_patch16_224 in timm's.
+# ResNet-20 to -56: He et al. 2016, Table 6, states 0.27, 0.46, 0.66 and 0.85 million; exactly, with n blocks a stage,
+# 464 + 2n 2336 + (4608 + (2n - 1) 9216 + 2n 64) + (18432 + (2n - 1) 36864 + 2n 128) + 650.
+# ResNet-18 with the CIFAR stem: github.com/kuangliu/pytorch-cifar.
+CLASSIC = {"head": "classic"}
+PUBLISHED = {
+    "alexnet": ({}, 1000, 224, 61_100_840),
+    "vgg11": (CLASSIC, 1000, 224, 132_863_336),
+    "vgg11_bn": (CLASSIC, 1000, 224, 132_868_840),
+    "vgg13": (CLASSIC, 1000, 224, 133_047_848),
+    "vgg13_bn": (CLASSIC, 1000, 224, 133_053_736),
+    "vgg16": (CLASSIC, 1000, 224, 138_357_544),
+    "vgg16_bn": (CLASSIC, 1000, 224, 138_365_992),
+    "vgg19": (CLASSIC, 1000, 224, 143_667_240),
+    "vgg19_bn": (CLASSIC, 1000, 224, 143_678_248),
+    "resnet18": ({}, 1000, 224, 11_689_512),
+    "resnet34": ({}, 1000, 224, 21_797_672),
+    "resnet50": ({}, 1000, 224, 25_557_032),
+    "resnet18 cifar": ({"stem": "cifar"}, 10, 32, 11_173_962),
+    "resnet20": ({}, 10, 32, 269_722),
+    "resnet32": ({}, 10, 32, 464_154),
+    "resnet44": ({}, 10, 32, 658_586),
+    "resnet56": ({}, 10, 32, 853_018),
+    "vit_tiny": ({}, 1000, 224, 5_717_416),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_number_of_parameters(name):
+    fields, classes, size, count = PUBLISHED[name]
+    model = models.create(name.partition(" ")[0], classes, **fields)
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+
+
+def test_a_model_is_described_by_what_creates_it():
+    for name in models.MODELS:
+        model = models.create(name, 7, width=0.5)
+        assert models.create(**models.describe(model)) == model
+
+
 @pytest.mark.parametrize(("name", "fields", "shape", "count"), SIZES)
 def test_number_of_parameters(name, fields, shape, count):
     model = models.create(name, 10, **fields)
@@ -46,6 +88,7 @@ def test_any_width_gives_logits(name, shape, width):
     [
         ({"name": "lenet"}, "unknown model 'lenet'. Did you mean 'lenet5'.*small_cnn"),
         ({"name": "small_cnn", "feature": (3,)}, "unknown field of model 'small_cnn'.*Did you mean 'features'"),
+        ({"name": "vgg11", "depth": 13}, "unknown field of model 'vgg11' 'depth'"),
         ({"name": "vgg11", "width": -1.0}, "width: wanted a factor above 0"),
     ],
 )
@@ -54,7 +97,7 @@ def test_unknown_names(arguments, message):
         models.create(num_classes=10, **arguments)
 
 
-@pytest.mark.parametrize(("name", "size"), [("lenet5", 8), ("vgg11", 28)])
+@pytest.mark.parametrize(("name", "size"), [("lenet5", 15), ("vgg11", 28), ("alexnet", 62)])
 def test_too_small_images(name, size):
     with pytest.raises(UserError, match=f"{name}: wanted images of at least .* got {size} x {size}"):
         models.create(name, 10).init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
@@ -82,10 +125,12 @@ def test_convolve_is_the_convolution(size, strides, padding, x64):
         np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
 
-@pytest.mark.parametrize("size", [(4, 4), (5, 6)])
-def test_max_pool_is_flax_max_pool(size, x64):
+@pytest.mark.parametrize("size", [(4, 4), (5, 6), (7, 8)])
+@pytest.mark.parametrize(("window", "strides", "padding"), [(2, 2, 0), (3, 2, 0), (3, 2, 1), (2, 2, 1), (3, 1, 1)])
+def test_max_pool_is_flax_max_pool(size, window, strides, padding, x64):
     x = jax.random.normal(jax.random.key(0), (3, *size, 2), jnp.float64)
-    flax_pool = lambda x: nn.max_pool(x, (2, 2), (2, 2))
-    np.testing.assert_array_equal(max_pool(x), flax_pool(x))
-    gradients = [jax.grad(lambda x, f=f: jnp.sin(f(x)).sum())(x) for f in (max_pool, flax_pool)]
+    ours = lambda x: max_pool(x, window, strides, padding)
+    theirs = lambda x: nn.max_pool(x, (window,) * 2, (strides,) * 2, ((padding,) * 2,) * 2)
+    np.testing.assert_array_equal(ours(x), theirs(x))
+    gradients = [jax.grad(lambda x, f=f: jnp.sin(f(x)).sum())(x) for f in (ours, theirs)]
     np.testing.assert_allclose(*gradients, atol=1e-15)

@@ -3,13 +3,8 @@
 import flax.linen as nn
 
 from agop_jax.errors import UserError
-from agop_jax.models.layers import Conv, max_pool
+from agop_jax.models.layers import Conv, max_pool, scaled
 from agop_jax.types import Array, Float
-
-
-def scaled(features: int, width: float) -> int:
-    """A number of channels times the width factor, at least one."""
-    return max(1, round(features * width))
 
 
 class SmallCNN(nn.Module):
@@ -41,8 +36,8 @@ class LeNet5(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
         """Logits of normalised images."""
-        if min(x.shape[1:3]) < 12:
-            raise UserError(f"lenet5: wanted images of at least 12 x 12, got {x.shape[1]} x {x.shape[2]}")
+        if min(x.shape[1:3]) < 16:
+            raise UserError(f"lenet5: wanted images of at least 16 x 16, got {x.shape[1]} x {x.shape[2]}")
         x = max_pool(nn.relu(Conv(scaled(6, self.width), (5, 5), padding=2 if x.shape[1] == 28 else 0)(x)))
         x = max_pool(nn.relu(Conv(scaled(16, self.width), (5, 5), padding="VALID")(x)))
         x = x.reshape(len(x), -1)
