@@ -13,7 +13,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -33,12 +32,18 @@ from agop_jax.workdir import CHECKPOINTS, FITS, RATES, RESULTS
 
 @dataclass(frozen=True)
 class DonorNetwork:
-    """A donor with its features, trained or not."""
+    """A donor with its features, trained or not; its weights may be unknown (None) where its features were stored."""
 
     model: nn.Module
-    variables: Variables
+    variables: Variables | None
     pipeline: Pipeline
     features: Mapping[str, LayerFeatures]
+
+
+def pipeline_for(config: Any, dataset: Dataset, resize: int = 0) -> Pipeline:
+    """From stored images to what a network sees, by `config.data`; `resize` comes before that of the config."""
+    wanted = config.data
+    return Pipeline.of(dataset, rgb=wanted.rgb, pad=wanted.pad, flip=wanted.flip, resize=resize or wanted.resize)
 
 
 @dataclass(frozen=True)
@@ -81,12 +86,14 @@ class Sweep:
     trainers: dict[float, Trainer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        pipeline = Pipeline.of(self.dataset, self.config.data.pad, self.config.data.flip)
+        pipeline = pipeline_for(self.config, self.dataset)
         settings = Settings(**self.config.train)
         self._tuned: dict[tuple[Cell, float, int], Trained] = {}
         self.data = DeviceData.of(self.dataset)
         for width in self.config.recipients.widths:
-            model = models.create(**self.config.model, num_classes=self.dataset.num_classes, width=width)
+            fields = self.config.model.to_dict()
+            fields["width"] = width * fields.get("width", 1.0)
+            model = models.create(**fields, num_classes=self.dataset.num_classes)
             self.trainers[width] = Trainer(model, pipeline, settings)
         self.results = results.read_optional_table(self.workdir / RESULTS, results.RESULT_COLUMNS)
         self.rates = results.read_optional_table(self.workdir / RATES, results.RATE_COLUMNS)
@@ -118,19 +125,25 @@ class Sweep:
         donor = self.donors["untrained" if method.untrained else "trained"]
         indices = subset(self.dataset.train, cell.train_size, seed)[: self.config.recipients.num_images]
         pictures = self.data.train.images[indices]
-        channels = len(donor.pipeline.mean), pictures.shape[-1]
+        channels = len(donor.pipeline.mean), len(trainer.pipeline.mean)
+        if method.coupled and donor.variables is None:
+            raise UserError(
+                f"init {cell.init!r} needs the donor as a network, config.features.source has features alone: "
+                "name the donor's work directory as --workdir with --config.stages=recipients,report"
+            )
         if method.coupled and channels[0] != channels[1]:
             wants = f"wants {channels[0]} channels, got {channels[1]}"
             raise UserError(f"init {cell.init!r} shows its images to the donor, which {wants}")
+        inputs = trainer.pipeline(pictures)
         return transplant(
             trainer.model,
             jax.random.key(seed),
-            jnp.zeros((1, *pictures.shape[1:])),
+            inputs[:1],
             donor.features,
             cell.init,
             self.config.recipients.layers,
-            images=trainer.pipeline.normalize(pictures),
-            donor=Donor(donor.model, donor.variables, donor.pipeline.normalize(pictures)) if method.coupled else None,
+            images=inputs,
+            donor=Donor(donor.model, donor.variables, donor.pipeline(pictures)) if method.coupled else None,
         )
 
     def run(self) -> None:
