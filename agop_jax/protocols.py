@@ -45,9 +45,9 @@ def few_images(
         "copy",
     )
     if mode == "quick":
-        shrink(config, inits=QUICK)
-        config.donor.train.steps = config.train.steps = 4
-        recipients.seeds, recipients.train_sizes = 1, (64,)
+        _shrink(config)
+        config.model.width = 0.25
+        recipients.train_sizes = (64,)
     return config
 
 
@@ -88,12 +88,18 @@ def original_vgg11(question: str, data: str, train_images: int, mode: str) -> ml
     return config
 
 
-def _shrink_vgg11(config: ml_collections.ConfigDict) -> None:
+def _shrink(config: ml_collections.ConfigDict) -> None:
+    """To what a test runs of every file in `configs/`."""
     shrink(config, inits=QUICK)
+    config.donor.train.steps = config.train.steps = 2
+    config.donor.train.batch_size = config.train.batch_size = 16
+    config.features.num_images = config.features.batch_size = 16
+    config.recipients.seeds = 1
+
+
+def _shrink_vgg11(config: ml_collections.ConfigDict) -> None:
+    _shrink(config)
     config.donor.source = ""
     del config.model.head
     config.model.width = 1 / 16
     config.data.resize = 32
-    config.donor.train.steps = config.train.steps = 2
-    config.donor.train.batch_size = config.train.batch_size = 16
-    config.recipients.seeds = 1

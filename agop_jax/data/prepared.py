@@ -102,7 +102,7 @@ def _records(builder: Any, splits: list[str]) -> Iterator[Any]:
         try:
             yield from builder.as_data_source(split, decoders=decoders)
         except Exception as error:  # TFDS and array_record raise errors of many kinds, by what is damaged
-            raise _damaged(builder.data_path, error) from error
+            raise _damaged(Path(builder.data_path), error) from error
 
 
 def _damaged(directory: Path, error: Exception) -> UserError:

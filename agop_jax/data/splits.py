@@ -68,7 +68,7 @@ def require_memory(name: str | Path, count: int, shape: tuple[int, ...]) -> None
     The limit is half of the memory: while a data set is split there are two copies of it.
     """
     needed, present = count * int(np.prod(shape)), memory()
-    if needed > present / 2:
+    if 2 * needed > present:
         raise UserError(
             f"data set {str(name)!r}: {count} images of {' x '.join(map(str, shape))} take {needed / 2**30:.1f} GiB "
             f"decoded, and data sets are held in memory: wanted half of this machine's {present / 2**30:.1f} GiB at "
