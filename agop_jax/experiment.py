@@ -48,7 +48,7 @@ def run(config: Any, directory: str | Path) -> str:
         workdir.claim(path, config.to_dict())
         results.atomic_write_text(path / DATA, json.dumps(describe(recipient_data), indent=1))
         if config.features.source:
-            donors = {"trained": stored_donor(config, donor_data)}
+            donors = {"trained": stored_donor(config, donor_data, methods)}
         else:
             donors = make_donors(config, donor_data, path, stages, any(method.untrained for method in methods))
         if "recipients" in stages:
@@ -97,8 +97,14 @@ def _require(stages: list[str], stage: str, made: Path) -> None:
         )
 
 
-def stored_donor(config: Any, dataset: Dataset) -> DonorNetwork:
+def stored_donor(config: Any, dataset: Dataset, methods: list[Method]) -> DonorNetwork:
     """Features that were extracted elsewhere, of a network that is not here."""
+    for init, method in zip(config.recipients.inits, methods, strict=True):
+        if method.coupled or method.untrained:
+            raise UserError(
+                f"init {init!r} needs the donor as a network, config.features.source has features alone: "
+                "name the donor's work directory as --workdir with --config.stages=recipients,report"
+            )
     features = store.load_features(Path(config.features.source).expanduser())
     pipeline = pipeline_for(config, dataset, config.donor.resize)
     return DonorNetwork(_donor_model(config, dataset), None, pipeline, features)

@@ -126,11 +126,6 @@ class Sweep:
         indices = subset(self.dataset.train, cell.train_size, seed)[: self.config.recipients.num_images]
         pictures = self.data.train.images[indices]
         channels = len(donor.pipeline.mean), len(trainer.pipeline.mean)
-        if method.coupled and donor.variables is None:
-            raise UserError(
-                f"init {cell.init!r} needs the donor as a network, config.features.source has features alone: "
-                "name the donor's work directory as --workdir with --config.stages=recipients,report"
-            )
         if method.coupled and channels[0] != channels[1]:
             wants = f"wants {channels[0]} channels, got {channels[1]}"
             raise UserError(f"init {cell.init!r} shows its images to the donor, which {wants}")
