@@ -51,6 +51,8 @@ def run(config: Any, directory: str | Path) -> str:
             donors = {"trained": stored_donor(config, donor_data, methods)}
         else:
             donors = make_donors(config, donor_data, path, stages, any(method.untrained for method in methods))
+        if donors:
+            results.write_rows(path / SPECTRA, spectra(donors["trained"].features))
         if "recipients" in stages:
             Sweep(path, config, recipient_data, donors).run()
         if "report" in stages:
@@ -81,7 +83,6 @@ def make_donors(
         return {}
     _require(stages, "features", path / FEATURES)
     donors = {"trained": donor_network(config, dataset, variables, path / FEATURES)}
-    results.write_rows(path / SPECTRA, spectra(donors["trained"].features))
     if untrained:
         donors["untrained"] = donor_network(
             config, dataset, untrained_donor(config, dataset), path / f"{FEATURES}_untrained"

@@ -73,7 +73,7 @@ def test_train_only_from_what_is_stored(extracted, tmp_path, monkeypatch):
     assert (workdir / "report.html").exists()
     other = tmp_path / "other"
     source = {"features.source": str(extracted / "features")}
-    experiment.run(make_config("recipients", **source), other)
+    experiment.run(make_config("recipients,report", **source), other)
     assert not (other / "donor").exists()
     found = {row["init"]: row["test_loss"] for row in rows(other)}
     assert found == {row["init"]: row["test_loss"] for row in rows(workdir) if row["init"] in found}
