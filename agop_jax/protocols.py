@@ -4,7 +4,7 @@ import ml_collections
 
 from agop_jax.defaults import experiment_config, shrink
 
-# the four random inits that the original compared, and its four from a donor
+# the original's names, without zeros, normal and uniform, too small for a network without normalisation
 RANDOM = ("default", "xavier_normal", "kaiming_uniform", "kaiming_normal")
 FROM_DONOR = ("nfm", "agop", "kaiming_nfm", "kaiming_agop")
 QUICK = ("kaiming_normal", "nfm", "copy")
@@ -55,8 +55,8 @@ def original_vgg11(question: str, data: str, train_images: int, mode: str) -> ml
     """The protocol of the original student project, in full: VGG11 from ImageNet to a small data set at 224 x 224.
 
     Its PyTorch settings: SGD with learning rate 1e-3, momentum 0.9 and weight decay 5e-4, constant; batches of 64, 20
-    epochs, 80/20 split, 3 runs, no augmentation. Its features: 11 images and the first 10 logits. To its eight inits
-    comes `matched_isotropic`, the scale of `nfm` alone, without which no gain means anything.
+    epochs, 80/20 split, 3 runs, no augmentation. Its features: 11 images and the first 10 logits. To eight of its
+    inits comes `matched_isotropic`, the scale of `nfm` alone, without which no gain means anything.
 
     Args:
       question: shown on top of the report.

@@ -67,9 +67,10 @@ def read_listing(archive: Path) -> Listing:
     try:
         with zipfile.ZipFile(archive) as file:
             names = file.namelist()
-            for name in names:
-                _require_inside(archive, name)
+            _require_inside(archive, names)
             annotations = file.read(f"{ROOT}/val/val_annotations.txt").decode()
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"no file {str(archive)!r}: download it from {URL}") from None
     except (zipfile.BadZipFile, OSError, EOFError) as error:
@@ -106,10 +107,11 @@ def as_rgb(name: str, data: bytes) -> bytes:
         raise UserError(f"{name!r} is no readable picture ({error})") from None
 
 
-def _require_inside(archive: Path, name: str) -> None:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise UserError(f"{str(archive)!r} is not to be trusted: its entry {name!r} points out of the archive")
+def _require_inside(archive: Path, names: list[str]) -> None:
+    for name in names:
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in name.partition("/")[0]:
+            raise UserError(f"{str(archive)!r} is not to be trusted: its entry {name!r} points out of the archive")
 
 
 def _is_image(parts: tuple[str, ...], depth: int) -> bool:
