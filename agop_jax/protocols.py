@@ -1,5 +1,8 @@
 """What experiments have in common: two protocols, for which the files in `configs/` name data sets."""
 
+# pyright: reportOptionalMemberAccess=false
+# (the fields of a ConfigDict have no types that a checker could know)
+
 import ml_collections
 
 from agop_jax.defaults import experiment_config, shrink

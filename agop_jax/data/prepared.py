@@ -58,14 +58,8 @@ def _roles(splits: Collection[str]) -> list[list[str]]:
 
 
 def _builder(directory: Path) -> Any:
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError:
-        raise UserError("reading TFDS data sets needs an extra: pip install 'agop_jax[tfds]'") from None
-    try:
-        builder = tfds.builder_from_directory(directory)
-    except Exception as error:  # of many kinds, by what is damaged
-        raise _damaged(directory, error) from error
+    """TFDS's view of a prepared data set, if it is one that can be read here."""
+    builder = _open(directory)
     if builder.info.file_format.value != FORMAT:
         raise UserError(
             f"{str(directory)!r} was prepared in the format {builder.info.file_format.value!r}, wanted {FORMAT!r}: "
@@ -74,6 +68,17 @@ def _builder(directory: Path) -> Any:
     if not {"image", "label"} <= set(builder.info.features) or builder.info.features["image"].shape[-1] not in (1, 3):
         raise UserError(f"{str(directory)!r}: wanted pictures with labels, got {', '.join(builder.info.features)}")
     return builder
+
+
+def _open(directory: Path) -> Any:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise UserError("reading TFDS data sets needs an extra: pip install 'agop_jax[tfds]'") from None
+    try:
+        return tfds.builder_from_directory(directory)
+    except Exception as error:  # of many kinds, by what is damaged
+        raise _damaged(directory, error) from error
 
 
 def _read(builder: Any, splits: list[str], size: int) -> Split:
