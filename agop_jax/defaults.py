@@ -9,12 +9,16 @@ def experiment_config() -> ml_collections.ConfigDict:
     """A whole config: what runs on the bundled digits in a minute."""
     config = ml_collections.ConfigDict()
     config.question = ""  # shown on top of the report
+    config.stages = "donor,features,recipients,report"  # what this call does; the rest must be in the workdir already
     config.save_every = 30.0  # seconds between checkpoints of a run; shorter runs need none
     config.seed = 0  # of the donor, the validation split and the features
 
     config.data = ml_collections.ConfigDict()
-    config.data.name = "digits"  # recipients' data: digits, npz:FILE
+    config.data.name = "digits"  # recipients' data: digits, npz:FILE, folder:DIR, or a TFDS name such as cifar10
     config.data.validation = 0.2  # fraction of the training images kept for choices
+    config.data.size = 0  # side of the squares that pictures of a folder or of TFDS are brought to; 0: as they are
+    config.data.resize = 0  # side of the images that networks see, resized inside jit; 0: as they are stored
+    config.data.rgb = False  # grey images as three equal channels, for networks of colour images
     config.data.pad = 0  # random crops from images padded by so many pixels
     config.data.flip = False  # random mirror images
 
@@ -26,11 +30,13 @@ def experiment_config() -> ml_collections.ConfigDict:
     config.donor.mean = ()  # of a source, per channel, in units of pixel / 255; empty: the source's own, or ImageNet's
     config.donor.std = ()
     config.donor.data = ""  # donor's data; empty: the recipients'
+    config.donor.resize = 0  # side of the images that the donor sees; 0: config.data.resize
     config.donor.init = "kaiming_normal"  # how the donor itself starts
     config.donor.learning_rate = 0.1  # peak
     config.donor.train = train_config(steps=400)
 
     config.features = ml_collections.ConfigDict()
+    config.features.source = ""  # directory of stored features, such as another workdir's 'features'; empty: this one's
     config.features.method = "gram"  # gram, probe, patch_jacobian
     config.features.outputs = "logits"  # logits or loss
     config.features.num_images = 512  # of the donor's training split

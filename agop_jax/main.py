@@ -21,9 +21,9 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: options start with --")
     logging.set_verbosity(logging.WARNING)
-    table = experiment.run(_CONFIG.value, _WORKDIR.value)
-    print(table)
-    print(f"\nReport: {_WORKDIR.value}/report.html")
+    print(experiment.run(_CONFIG.value, _WORKDIR.value))
+    if "report" in experiment.check_stages(_CONFIG.value.stages):
+        print(f"\nReport: {_WORKDIR.value}/report.html")
 
 
 def parse(argv: Sequence[str]) -> list[str]:

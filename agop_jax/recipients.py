@@ -11,34 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from agop_jax import models, results, trees
 from agop_jax.coupling import Donor
-from agop_jax.data import Dataset, Pipeline, subset
+from agop_jax.data import Dataset, subset
+from agop_jax.donors import DonorNetwork, pipeline_for
 from agop_jax.errors import UserError
 from agop_jax.initializers import get_method
-from agop_jax.layer_features import LayerFeatures
 from agop_jax.logs import write_curves
 from agop_jax.resumable import train_resumable
 from agop_jax.train import DeviceData, Run, Settings, Trainer, accuracy_at
 from agop_jax.transplant import Transplant, transplant
-from agop_jax.types import Variables
 from agop_jax.workdir import CHECKPOINTS, FITS, RATES, RESULTS
-
-
-@dataclass(frozen=True)
-class DonorNetwork:
-    """A donor with its features, trained or not."""
-
-    model: nn.Module
-    variables: Variables
-    pipeline: Pipeline
-    features: Mapping[str, LayerFeatures]
 
 
 @dataclass(frozen=True)
@@ -81,12 +68,14 @@ class Sweep:
     trainers: dict[float, Trainer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        pipeline = Pipeline.of(self.dataset, self.config.data.pad, self.config.data.flip)
+        pipeline = pipeline_for(self.config, self.dataset)
         settings = Settings(**self.config.train)
         self._tuned: dict[tuple[Cell, float, int], Trained] = {}
         self.data = DeviceData.of(self.dataset)
         for width in self.config.recipients.widths:
-            model = models.create(**self.config.model, num_classes=self.dataset.num_classes, width=width)
+            fields = self.config.model.to_dict()
+            fields["width"] = width * fields.get("width", 1.0)
+            model = models.create(**fields, num_classes=self.dataset.num_classes)
             self.trainers[width] = Trainer(model, pipeline, settings)
         self.results = results.read_optional_table(self.workdir / RESULTS, results.RESULT_COLUMNS)
         self.rates = results.read_optional_table(self.workdir / RATES, results.RATE_COLUMNS)
@@ -118,19 +107,20 @@ class Sweep:
         donor = self.donors["untrained" if method.untrained else "trained"]
         indices = subset(self.dataset.train, cell.train_size, seed)[: self.config.recipients.num_images]
         pictures = self.data.train.images[indices]
-        channels = len(donor.pipeline.mean), pictures.shape[-1]
+        channels = len(donor.pipeline.mean), len(trainer.pipeline.mean)
         if method.coupled and channels[0] != channels[1]:
             wants = f"wants {channels[0]} channels, got {channels[1]}"
             raise UserError(f"init {cell.init!r} shows its images to the donor, which {wants}")
+        inputs = trainer.pipeline(pictures)
         return transplant(
             trainer.model,
             jax.random.key(seed),
-            jnp.zeros((1, *pictures.shape[1:])),
+            inputs[:1],
             donor.features,
             cell.init,
             self.config.recipients.layers,
-            images=trainer.pipeline.normalize(pictures),
-            donor=Donor(donor.model, donor.variables, donor.pipeline.normalize(pictures)) if method.coupled else None,
+            images=inputs,
+            donor=Donor(donor.model, donor.variables, donor.pipeline(pictures)) if method.coupled else None,
         )
 
     def run(self) -> None:

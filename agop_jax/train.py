@@ -128,7 +128,7 @@ class Trainer:
         self.traces += 1
         key = jax.random.fold_in(key, state.step)
         augment_key, dropout_key = jax.random.split(key)
-        images = self.pipeline.normalize(self.pipeline.augment(split.images[indices], augment_key))
+        images = self.pipeline(self.pipeline.augment(split.images[indices], augment_key))
         labels = split.labels[indices]
         others = {name: value for name, value in state.variables.items() if name != "params"}
 
@@ -163,7 +163,7 @@ class Trainer:
     def _evaluate_batch(
         self, variables: Variables, images: Array, labels: Array, weights: Array
     ) -> tuple[Array, Array]:
-        logits = self.model.apply(variables, self.pipeline.normalize(images), **self._inference)
+        logits = self.model.apply(variables, self.pipeline(images), **self._inference)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         hits = (logits.argmax(-1) == labels) & jnp.isfinite(losses)  # a network of NaN is right about nothing
         return jnp.sum(jnp.where(weights, losses, 0)), jnp.sum(hits * weights)

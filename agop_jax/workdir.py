@@ -17,13 +17,14 @@ import jax
 from agop_jax.errors import UserError
 from agop_jax.results import atomic_write_text, read_text
 
-CONFIG, ENVIRONMENT, LOCK = "config.json", "environment.json", ".lock"
+CONFIG, DATA, ENVIRONMENT, LOCK = "config.json", "data.json", "environment.json", ".lock"
 DONOR, FEATURES, CHECKPOINTS = "donor", "features", "checkpoints"
 RESULTS, RATES, FITS, SPECTRA = "results.csv", "learning_rates.csv", "fits.csv", "spectra.csv"
 
 # May change from one call to the next in the same directory: they select which results are there, not what they are.
 EXTENDABLE = (
     "question",
+    "stages",
     "save_every",
     "recipients.inits",
     "recipients.seeds",
@@ -78,7 +79,8 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
 def _has_results(workdir: Path, name: str) -> bool:
     """Whether anything finished there depends on this field of the config."""
     of_recipients = name.startswith(("recipients.", "train."))
-    return any((workdir / file).exists() for file in ((RESULTS, RATES) if of_recipients else (DONOR,)))
+    finished = (RESULTS, RATES) if of_recipients else (DONOR, FEATURES, RESULTS, RATES)
+    return any((workdir / file).exists() for file in finished)
 
 
 def environment() -> dict[str, str]:

@@ -8,12 +8,13 @@ import agop_jax
 PACKAGE = pathlib.Path(agop_jax.__file__).parent
 LEVELS = [
     {"defaults", "errors", "types"},
-    {"feature_matrix", "patches", "results", "statistics", "trees"},
+    {"feature_matrix", "patches", "protocols", "results", "statistics", "trees"},
     {"figures", "layer_features", "logs", "summary"},
     {"data", "models", "pictures", "sources", "taps"},
     {"agop", "initializers", "report", "store", "streams", "taps_nnx", "train", "workdir"},
     {"coupling", "extract", "pretrained"},
     {"resumable", "transplant"},
+    {"donors"},
     {"recipients"},
     {"experiment"},
     {"main"},

@@ -10,7 +10,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from agop_jax.data import Pipeline, Split, batch_indices, load, subset
-from agop_jax.data.sources import balanced_order
+from agop_jax.data.splits import balanced_order
 from agop_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -85,7 +85,7 @@ def test_a_constant_channel_is_left_as_it_is(tmp_path):
     dark = images(30)
     dark[..., 1] = 7
     dataset = load(f"npz:{split_file(tmp_path / 'file.npz', train_images=dark)}")
-    found = Pipeline.of(dataset).normalize(jnp.asarray(dataset.train.images))
+    found = Pipeline.of(dataset)(jnp.asarray(dataset.train.images))
     np.testing.assert_allclose(found[..., 1], 0, atol=1e-6)
 
 
@@ -194,7 +194,7 @@ def test_what_is_no_npz_at_all_is_refused(tmp_path):
     ("name", "message"),
     [
         ("digit", "unknown data set 'digit'. Did you mean 'digits'"),
-        ("imagenet", "unknown data set 'imagenet'. Known: digits"),
+        ("imagenet", "unknown data set 'imagenet'. Did you mean 'tiny_imagenet'"),
         ("digits:0", "takes no argument, got '0'"),
         ("npz", "needs a file"),
         ("npz:/no/such/file.npz", "no file '/no/such/file.npz'"),
@@ -306,7 +306,7 @@ def test_a_batch_larger_than_the_training_set_is_refused():
 def test_normalisation_is_that_of_numpy():
     pictures = images(3)
     mean, std = (0.5, 0.25, 0.1), (0.2, 0.3, 0.4)
-    found = Pipeline(mean, std).normalize(jnp.asarray(pictures))
+    found = Pipeline(mean, std)(jnp.asarray(pictures))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, (pictures / 255.0 - mean) / std, rtol=1e-5, atol=1e-6)
 

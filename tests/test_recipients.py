@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from agop_jax import data, experiment, trees
+from agop_jax import data, donors, trees
 from agop_jax.defaults import experiment_config
 from agop_jax.errors import UserError
 from agop_jax.recipients import Cell, Sweep
@@ -33,8 +33,8 @@ def make_sweep(tmp_path_factory):
     config.features.num_images, config.recipients.num_images = 32, 64
     config.train.steps = 4
     dataset = data.load("digits", validation=0.2)
-    untrained = experiment.untrained_donor(config, dataset)
-    donor = experiment.donor_network(config, dataset, untrained, tmp_path_factory.mktemp("donor") / "features")
+    untrained = donors.untrained_donor(config, dataset)
+    donor = donors.donor_network(config, dataset, untrained, tmp_path_factory.mktemp("donor") / "features")
 
     def make(**recipients) -> Sweep:
         changed = config.copy_and_resolve_references()

@@ -96,7 +96,7 @@ def test_batch_norm_learns_statistics_in_training_and_uses_them_in_evaluation(pi
 def test_evaluation_masks_the_padding(pictures):
     trainer = Trainer(Linear(), PIPELINE, Settings(steps=1, batch_size=8))
     variables = Linear().init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
-    logits = np.asarray(Linear().apply(variables, PIPELINE.normalize(pictures.validation.images)), np.float64)
+    logits = np.asarray(Linear().apply(variables, PIPELINE(pictures.validation.images)), np.float64)
     labels = np.asarray(pictures.validation.labels)
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(7), labels]
     loss, accuracy = trainer.evaluate(variables, pictures.validation)

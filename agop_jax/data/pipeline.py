@@ -1,39 +1,64 @@
 """From uint8 on the device to what the network sees. The host sends indices only."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agop_jax.data.sources import Dataset, Split, balanced_order
+from agop_jax.data.sources import Dataset
+from agop_jax.data.splits import Split, balanced_order
 from agop_jax.errors import UserError
 from agop_jax.types import Array, Float, Images, PRNGKey
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Normalisation and augmentation, to be called inside jit.
+    """Augmentation, then resize and normalisation, to be called inside jit: `pipeline(pipeline.augment(images, key))`.
 
     Attributes:
-      mean, std: per channel, in units of pixel / 255.
+      mean, std: per channel of the network's input, in units of pixel / 255.
       pad: pixels of zero padding for a random crop of the original size; 0 for none.
       flip: mirror half of the images, drawn at random.
+      resize: side of the square images that the network sees; 0: as they are stored.
+
+    Grey images become three equal channels where `mean` and `std` have three values.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     pad: int = 0
     flip: bool = False
+    resize: int = 0
+
+    def __post_init__(self) -> None:
+        if self.pad < 0 or self.resize < 0:
+            raise UserError(f"config.data: wanted pad and resize of 0 or more, got {self.pad} and {self.resize}")
 
     @classmethod
-    def of(cls, dataset: Dataset, pad: int = 0, flip: bool = False) -> "Pipeline":
-        """With the constants of this data set's training split."""
-        return cls(tuple(map(float, dataset.mean)), tuple(map(float, dataset.std)), pad, flip)
+    def of(cls, dataset: Dataset, *, rgb: bool = False, **fields: Any) -> "Pipeline":
+        """With the constants of this data set's training split, before any resize.
 
-    def normalize(self, images: Images) -> Float[Array, "n h w c"]:
-        """uint8 to (pixel / 255 - mean) / std in float32."""
-        return (images.astype(jnp.float32) / 255 - jnp.array(self.mean)) / jnp.array(self.std)
+        Args:
+          dataset: what the pipeline is for.
+          rgb: make grey images RGB, for networks of colour images.
+          **fields: pad, flip, resize.
+        """
+        channels = 3 if rgb and len(dataset.mean) == 1 else 1
+        return cls(tuple(map(float, dataset.mean)) * channels, tuple(map(float, dataset.std)) * channels, **fields)
+
+    def __call__(self, images: Images) -> Float[Array, "n height width channels"]:
+        """What the network sees of uint8 images: (pixel / 255 - mean) / std in float32, at the network's size.
+
+        The resize is bilinear and antialiased, as in Pillow and in torchvision's `Resize` of images; unlike these it
+        does not round to whole numbers, so that it differs from them by up to one grey level.
+        """
+        pixels = images.astype(jnp.float32)
+        if self.resize:
+            n, _, _, c = pixels.shape
+            pixels = jax.image.resize(pixels, (n, self.resize, self.resize, c), "bilinear", antialias=True)
+        return (pixels / 255 - jnp.array(self.mean)) / jnp.array(self.std)  # broadcasts one channel to three
 
     def augment(self, images: Images, key: PRNGKey) -> Images:
         """Pad-crop and mirror, on uint8; the identity where both are off."""

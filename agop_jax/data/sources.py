@@ -1,32 +1,21 @@
-"""Where images come from. Every source yields uint8 images (n, h, w, c) and integer labels, split in three."""
+"""Data sets by name. Every source yields uint8 images (n, h, w, c) and integer labels; here they are split in three."""
 
 import dataclasses
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from sklearn.datasets import load_digits
 
+from agop_jax.data import prepared
+from agop_jax.data.folder import read_folder
+from agop_jax.data.splits import Split, balanced_order, check_splits, split_off_test
 from agop_jax.errors import UserError, unknown_name
 
-TEST_FRACTION = 0.2  # of a source that has no test split of its own
 # what NumPy raises for a file that is none of its own, of arrays of objects, cut short or changed
-UNREADABLE = (ValueError, TypeError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
-TEST_SEED = 0  # part of such a data set, not of an experiment: the test images never change
-
-
-class Split(NamedTuple):
-    """Images (n, h, w, c) uint8 and labels (n,) int32."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def take(self, indices: np.ndarray) -> "Split":
-        """The rows at these indices, in this order."""
-        return Split(self.images[indices], self.labels[indices])
+UNREADABLE = (ValueError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,24 +38,32 @@ class Dataset:
     std: np.ndarray
 
 
-def load(name: str, *, validation: float = 0.1, seed: int = 0) -> Dataset:
+def load(name: str, *, validation: float = 0.1, seed: int = 0, size: int = 0) -> Dataset:
     """Reads a data set and splits it.
 
     Args:
-      name: a key of `SOURCES`, with ':' and an argument where the source takes one: 'npz:FILE'.
+      name: a key of `SOURCES`, with ':' and an argument where the source takes one: 'npz:FILE', 'folder:DIR',
+        'tfds:cifar10'. 'tfds:' may be left out before the names in `prepared.NAMES`.
       validation: fraction of the training images kept for choices, drawn with every class in proportion.
       seed: of that draw.
+      size: side of the squares that pictures are brought to as they are decoded ('folder' and 'tfds'); 0: as they are.
 
     Raises:
-      UserError: unknown source, unreadable file, wrong shapes or types, a fraction outside (0, 1).
+      UserError: unknown source, unreadable file, wrong shapes or types, a fraction outside (0, 1), or more images than
+        fit into memory.
     """
-    source, _, argument = name.partition(":")
+    source, _, argument = f"tfds:{name}".partition(":") if name in prepared.NAMES else name.partition(":")
     if source not in SOURCES:
-        raise unknown_name("data set", source, SOURCES)
+        raise unknown_name("data set", source, (*SOURCES, *prepared.NAMES))
+    if size < 0 or (size and source not in PICTURES):
+        raise UserError(
+            f"config.data.size: wanted 0, or the side of decoded pictures for {' and '.join(PICTURES)}, got {size} for "
+            f"{source!r}: config.data.resize is for any source"
+        )
     if not 0 < validation < 1:
         raise UserError(f"validation: wanted a fraction between 0 and 1, got {validation}")
-    train, test = SOURCES[source](argument)
-    _check(name, train, test)
+    train, test = SOURCES[source](argument, size)
+    check_splits(name, train, test)
     classes = int(max(train.labels.max(), test.labels.max())) + 1
     order = balanced_order(train.labels, seed)
     held_out = max(1, round(validation * len(order)))
@@ -86,29 +83,16 @@ def _mean_and_deviation(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (mean / 255).astype(np.float32), (std / 255).astype(np.float32)
 
 
-def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """A random order of which every prefix holds the classes in their proportions.
-
-    To within one image a class where classes are of one size, and little more where they are not.
-    """
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        mine = shuffled[labels[shuffled] == label]
-        place[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
-    return shuffled[np.argsort(place[shuffled], kind="stable")]
-
-
-def _digits(argument: str) -> tuple[Split, Split]:
+def _digits(argument: str, size: int) -> tuple[Split, Split]:
     """1,797 grey 8 x 8 digits bundled with scikit-learn (UCI optdigits test set, values 0 to 16)."""
     if argument:
         raise UserError(f"data set 'digits' takes no argument, got {argument!r}")
     digits = load_digits()
     images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
-    return _split("digits", Split(images, digits.target.astype(np.int32)))
+    return split_off_test("digits", Split(images, digits.target.astype(np.int32)))
 
 
-def _npz(argument: str) -> tuple[Split, Split]:
+def _npz(argument: str, size: int) -> tuple[Split, Split]:
     """A file of arrays train_images, train_labels, test_images, test_labels; or images, labels, to be split."""
     if not argument:
         raise UserError("data set 'npz' needs a file: npz:/path/to/file.npz")
@@ -121,7 +105,7 @@ def _npz(argument: str) -> tuple[Split, Split]:
     except UNREADABLE as error:
         raise UserError(f"data set: {str(path)!r} is no readable .npz file ({error})") from None
     if {"images", "labels"} <= set(arrays):
-        return _split(path, _as_split(path, arrays["images"], arrays["labels"]))
+        return split_off_test(path, _as_split(path, arrays["images"], arrays["labels"]))
     wanted = ("train_images", "train_labels", "test_images", "test_labels")
     if missing := [name for name in wanted if name not in arrays]:
         raise UserError(
@@ -140,27 +124,10 @@ def _as_split(path: Path, images: np.ndarray, labels: np.ndarray) -> Split:
     return Split(images, labels.astype(np.int32))
 
 
-def _split(name: str | Path, whole: Split) -> tuple[Split, Split]:
-    _check_split(name, "images and labels", whole)
-    order = balanced_order(whole.labels, TEST_SEED)
-    cut = round(TEST_FRACTION * len(order))
-    return whole.take(order[cut:]), whole.take(order[:cut])
-
-
-def _check(name: str, train: Split, test: Split) -> None:
-    for part, split in (("train", train), ("test", test)):
-        _check_split(name, part, split)
-    if train.images.shape[1:] != test.images.shape[1:]:
-        shapes = f"{train.images.shape[1:]} and {test.images.shape[1:]}"
-        raise UserError(f"data set {name!r}: wanted training and test images of one shape (h, w, c), got {shapes}")
-
-
-def _check_split(name: str | Path, part: str, split: Split) -> None:
-    if split.images.ndim != 4 or split.labels.shape != split.images.shape[:1] or not len(split.labels):
-        shapes = f"{split.images.shape} and {split.labels.shape}"
-        raise UserError(f"data set {str(name)!r}, {part}: wanted images (n, h, w, c) and labels (n,), got {shapes}")
-    if split.labels.min() < 0 or len(np.unique(split.labels)) < 2:
-        raise UserError(f"data set {str(name)!r}, {part}: wanted labels from 0 on, of two classes or more")
-
-
-SOURCES: dict[str, Callable[[str], tuple[Split, Split]]] = {"digits": _digits, "npz": _npz}
+SOURCES: dict[str, Callable[[str, int], tuple[Split, Split]]] = {
+    "digits": _digits,
+    "npz": _npz,
+    "folder": read_folder,
+    "tfds": prepared.read_prepared,
+}
+PICTURES = ("folder", "tfds")  # sources that decode, and can make pictures smaller on the way

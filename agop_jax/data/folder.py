@@ -1,0 +1,61 @@
+"""A folder of pictures with a folder per class, as in torchvision's ImageFolder."""
+
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from agop_jax.data.images import common_shape, decode, read_header
+from agop_jax.data.splits import Split, require_memory, split_off_test
+from agop_jax.errors import UserError
+
+Listed = list[tuple[Path, int]]  # pictures with their labels
+
+
+def read_folder(argument: str, size: int) -> tuple[Split, Split]:
+    """Pictures in DIR/train/CLASS/ and DIR/test/CLASS/, or in DIR/CLASS/, of which a fifth becomes the test split.
+
+    Labels number the classes of the training pictures in alphabetical order. Pictures may be of any format that Pillow
+    reads; names with a leading dot are passed over. `size`: see `images.common_shape`.
+    """
+    if not argument:
+        raise UserError("data set 'folder' needs a folder: folder:/path/to/pictures")
+    root = Path(argument).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data set: no folder {str(root)!r}")
+    parts = [root / "train", root / "test"] if (root / "train").is_dir() or (root / "test").is_dir() else [root]
+    if missing := [part for part in parts if not part.is_dir()]:
+        raise UserError(f"data set: no folder {str(missing[0])!r}: wanted train/ and test/, or neither")
+    classes = [path.name for path in _visible(parts[0]) if path.is_dir()]
+    if len(classes) < 2:
+        raise UserError(f"data set: {str(parts[0])!r}: wanted two classes or more, a folder each, got {len(classes)}")
+    listed = [_listed(part, classes) for part in parts]
+    shape = common_shape(root, [read_header(path) for part in listed for path, _ in part], size)
+    require_memory(root, sum(map(len, listed)), shape)
+    splits = [_read(part, shape, size) for part in listed]
+    return (splits[0], splits[1]) if len(splits) == 2 else split_off_test(root, splits[0])
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _listed(folder: Path, classes: list[str]) -> Listed:
+    found = []
+    for path in _visible(folder):
+        if not path.is_dir():
+            raise UserError(f"data set: {str(path)!r} is in no class: wanted pictures in a folder per class")
+        if path.name not in classes:
+            raise UserError(f"data set: {str(path)!r}: the training pictures have no such class")
+        pictures = _visible(path)
+        if not pictures:
+            raise UserError(f"data set: {str(path)!r} is an empty folder: wanted pictures of this class")
+        found += [(picture, classes.index(path.name)) for picture in pictures]
+    return found
+
+
+def _read(listed: Listed, shape: tuple[int, int, int], size: int) -> Split:
+    images = np.empty((len(listed), *shape), np.uint8)
+    for index, (path, _) in enumerate(tqdm(listed, "read pictures", unit="image", leave=False, delay=1)):
+        images[index] = decode(path, shape[-1], size)
+    return Split(images, np.array([label for _, label in listed], np.int32))

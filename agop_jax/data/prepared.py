@@ -1,0 +1,115 @@
+"""Data sets that tensorflow-datasets (TFDS) has prepared on this machine. Reading needs no TensorFlow and no network.
+
+What is on disk is looked for first: TFDS by itself would go to the network, and retry there for minutes.
+"""
+
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from agop_jax.data.images import decode
+from agop_jax.data.splits import Split, require_memory, split_off_test
+from agop_jax.errors import UserError, unknown_name
+
+NAMES = ("cifar10", "cifar100", "fashion_mnist", "mnist", "oxford_flowers102", "svhn_cropped", "tiny_imagenet")
+FORMAT = "array_record"  # the format that can be read without TensorFlow
+
+
+def data_dir() -> Path:
+    """TFDS's own rule: the environment variable TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+
+
+def find(name: str, directory: Path) -> Path | None:
+    """Where the newest prepared version of a data set is, or None."""
+    versions = [path.parent for path in (directory / name).glob("[0-9]*.[0-9]*.[0-9]*/dataset_info.json")]
+    return max(versions, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
+
+
+def read_prepared(name: str, size: int) -> tuple[Split, Split]:
+    """The splits 'train' and 'test' of a prepared data set.
+
+    A split 'validation' joins the training images, from which every experiment draws its own validation images; where
+    there is no 'test' (Tiny-ImageNet publishes no labels of its test images), it is the test split.
+    """
+    directory = find(name, data_dir())
+    if directory is None and name in NAMES:
+        raise UserError(
+            f"data set {name!r} is not prepared in {str(data_dir())!r} (environment variable TFDS_DATA_DIR): run "
+            f"python -m agop_jax.data.prepare {name} once, on a machine with network or with --manual_dir=FOLDER"
+        )
+    if directory is None:
+        raise unknown_name("TFDS data set", name, NAMES)
+    builder = _builder(directory)
+    train, *test = _roles(builder.info.splits)
+    splits = [_read(builder, part, size) for part in (train, *test)]
+    return (splits[0], splits[1]) if test else split_off_test(name, splits[0])
+
+
+def _roles(splits: Collection[str]) -> list[list[str]]:
+    """Which stored splits are training and test images."""
+    if "test" in splits:
+        return [[name for name in ("train", "validation") if name in splits], ["test"]]
+    return [["train"], ["validation"]] if "validation" in splits else [["train"]]
+
+
+def _builder(directory: Path) -> Any:
+    """TFDS's view of a prepared data set, if it is one that can be read here."""
+    builder = _open(directory)
+    if builder.info.file_format.value != FORMAT:
+        raise UserError(
+            f"{str(directory)!r} was prepared in the format {builder.info.file_format.value!r}, wanted {FORMAT!r}: "
+            f"prepare it anew with python -m agop_jax.data.prepare {builder.name} --data_dir=ANOTHER"
+        )
+    if not {"image", "label"} <= set(builder.info.features) or builder.info.features["image"].shape[-1] not in (1, 3):
+        raise UserError(f"{str(directory)!r}: wanted pictures with labels, got {', '.join(builder.info.features)}")
+    return builder
+
+
+def _open(directory: Path) -> Any:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise UserError("reading TFDS data sets needs an extra: pip install 'agop_jax[tfds]'") from None
+    try:
+        return tfds.builder_from_directory(directory)
+    except Exception as error:  # of many kinds, by what is damaged
+        raise _damaged(directory, error) from error
+
+
+def _read(builder: Any, splits: list[str], size: int) -> Split:
+    """The stored pictures, decoded; of several splits one after another."""
+    *sides, channels = builder.info.features["image"].shape
+    if None in sides and not size:
+        raise UserError(
+            f"data set {builder.name!r}: its pictures are of many sizes: state the side of the squares they shall be "
+            "brought to, --config.data.size=64"
+        )
+    shape = (*((size, size) if size else sides), channels)
+    count = sum(builder.info.splits[split].num_examples for split in splits)
+    require_memory(builder.name, count, shape)
+    images, labels = np.empty((count, *shape), np.uint8), np.empty(count, np.int32)
+    bar = tqdm(_records(builder, splits), f"read {builder.name}", count, unit="image", leave=False, delay=1)
+    for index, record in enumerate(bar):
+        images[index], labels[index] = decode(record["image"], channels, size), record["label"]
+    return Split(images, labels)
+
+
+def _records(builder: Any, splits: list[str]) -> Iterator[Any]:
+    import tensorflow_datasets as tfds
+
+    decoders = {"image": tfds.decode.SkipDecoding()}  # Pillow does it here, as for any other picture
+    for split in splits:
+        try:
+            yield from builder.as_data_source(split, decoders=decoders)
+        except Exception as error:  # TFDS and array_record raise errors of many kinds, by what is damaged
+            raise _damaged(Path(builder.data_path), error) from error
+
+
+def _damaged(directory: Path, error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return UserError(f"{str(directory)!r} cannot be read ({reason}): delete it and prepare it anew")

@@ -1,0 +1,163 @@
+"""The donor: trained here, taken from elsewhere, or known by its stored features alone."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from agop_jax import models, results, store
+from agop_jax.data import Dataset, Pipeline, Split, subset
+from agop_jax.errors import UserError
+from agop_jax.extract import extract
+from agop_jax.layer_features import LayerFeatures
+from agop_jax.logs import write_curves
+from agop_jax.pretrained import Pretrained, load_pretrained, save_pretrained
+from agop_jax.resumable import train_resumable
+from agop_jax.train import DeviceData, Run, Settings, Trainer
+from agop_jax.transplant import initialize
+from agop_jax.types import Array, Variables
+from agop_jax.workdir import CHECKPOINTS, DONOR
+
+
+@dataclass(frozen=True)
+class DonorNetwork:
+    """A donor with its features, trained or not; its weights may be unknown (None) where its features were stored."""
+
+    model: nn.Module
+    variables: Variables | None
+    pipeline: Pipeline
+    features: Mapping[str, LayerFeatures]
+
+
+def pipeline_for(config: Any, dataset: Dataset, resize: int = 0) -> Pipeline:
+    """From stored images to what a network sees, by `config.data`; `resize` comes before that of the config."""
+    wanted = config.data
+    return Pipeline.of(dataset, rgb=wanted.rgb, pad=wanted.pad, flip=wanted.flip, resize=resize or wanted.resize)
+
+
+def load_donor(config: Any, dataset: Dataset, path: Path) -> Pretrained:
+    """The donor that the directory keeps; if there is none, it is trained or taken from its source first."""
+    if (path / DONOR).exists():
+        logging.info("donor: read from %s", path / DONOR)
+    elif config.donor.source:
+        keep_source(config, dataset, path)
+    else:
+        train_donor(config, dataset, path)
+    return load_pretrained(config.model.name, f"orbax:{path / DONOR}")
+
+
+def keep_source(config: Any, dataset: Dataset, path: Path) -> None:
+    """Copies a donor that was trained elsewhere; its accuracy is known where its classes may be those of the data."""
+    wanted, fields = config.donor, config.model.to_dict()
+    classes = dataset.num_classes if config.features.outputs == "loss" else None  # the loss needs labels
+    donor = load_pretrained(
+        fields.pop("name"), wanted.source, num_classes=classes, mean=wanted.mean, std=wanted.std, **fields
+    )
+    summary: dict[str, Any] = {"source": wanted.source}
+    if donor.model.num_classes == dataset.num_classes:
+        trainer = Trainer(donor.model, donor_pipeline(config, dataset, donor), Settings(**wanted.train))
+        test_loss, test_accuracy = trainer.evaluate(donor.variables, dataset.test)
+        summary |= {"test_accuracy": test_accuracy, "test_loss": test_loss}
+    results.atomic_write_text(path / "donor.json", json.dumps(summary, indent=1))
+    save_pretrained(path / DONOR, donor, summary)
+
+
+def train_donor(config: Any, dataset: Dataset, path: Path) -> None:
+    """Trains the donor on its data."""
+    start, data = untrained_donor(config, dataset), DeviceData.of(dataset)
+    trainer = Trainer(start.model, pipeline_for(config, dataset, config.donor.resize), Settings(**config.donor.train))
+    done = _trained(config, trainer, start.variables, data, path / CHECKPOINTS / DONOR)
+    if done.diverged:
+        raise UserError(
+            f"the donor's training diverged by step {done.history[-1]['step']}: lower config.donor.learning_rate "
+            f"(now {config.donor.learning_rate:g})"
+        )
+    test_loss, test_accuracy = trainer.evaluate(done.state.variables, data.test)
+    summary = {"test_accuracy": test_accuracy, "test_loss": test_loss, **done.history[-1]}
+    write_curves(path, DONOR, done.history)
+    results.atomic_write_text(path / "donor.json", json.dumps(summary, indent=1))
+    save_pretrained(path / DONOR, start._replace(variables=jax.device_get(done.state.variables)), summary)
+
+
+def _trained(config: Any, trainer: Trainer, variables: Variables, data: DeviceData, directory: Path) -> Run:
+    indices, rate = subset(data.train, None, config.seed), config.donor.learning_rate
+    with tqdm(total=config.donor.train.steps, unit="step", desc="donor", dynamic_ncols=True) as bar:
+        on_step = lambda run, step: bar.update(step - bar.n)
+        return train_resumable(
+            trainer, variables, data, indices, rate, config.seed, directory, on_step, config.save_every
+        )
+
+
+def untrained_donor(config: Any, dataset: Dataset, model: nn.Module | None = None) -> Pretrained:
+    """A donor before its training, of this network or of the config's."""
+    model = model or _model(config, dataset)
+    pipeline = pipeline_for(config, dataset, config.donor.resize)
+    sample = pipeline(jnp.asarray(dataset.train.images[:1]))
+    variables = initialize(model, jax.random.key(config.seed), sample, None, config.donor.init)
+    return Pretrained(model, variables, pipeline.mean, pipeline.std)
+
+
+def donor_pipeline(config: Any, dataset: Dataset, donor: Pretrained) -> Pipeline:
+    """What shows the data to the donor: with the constants it was trained with."""
+    pipeline = pipeline_for(config, dataset, config.donor.resize)
+    wanted, found = len(donor.mean), len(pipeline.mean)
+    if wanted != found:
+        hint = ": set config.data.rgb=True" if (wanted, found) == (3, 1) else ""
+        raise UserError(f"the donor takes {wanted} channels, the images of {dataset.name!r} have {found}{hint}")
+    return dataclasses.replace(pipeline, mean=donor.mean, std=donor.std)
+
+
+def donor_network(config: Any, dataset: Dataset, donor: Pretrained, path: Path) -> DonorNetwork:
+    """A donor with its features, which are extracted, or read from `path` if they are there."""
+    pipeline = donor_pipeline(config, dataset, donor)
+    if not path.exists():
+        wanted = config.features
+        images = feature_images(config, dataset)
+        options = {"method": wanted.method, "outputs": wanted.outputs, "batch_size": wanted.batch_size}
+        batches = network_batches(pipeline, images, wanted.batch_size)
+        features = extract(donor.model, donor.variables, batches, **options)
+        about = {"model": models.describe(donor.model), "data": dataset.name, "num_images": len(images.labels)}
+        about |= {**options, "pipeline": dataclasses.asdict(pipeline)}
+        store.save_features(path, features, json.loads(json.dumps(about)))
+    return DonorNetwork(donor.model, donor.variables, pipeline, store.load_features(path))
+
+
+def stored_donor(config: Any, dataset: Dataset) -> DonorNetwork:
+    """Features that were extracted elsewhere, of a network that is not here."""
+    features = store.load_features(Path(config.features.source).expanduser())
+    return DonorNetwork(_model(config, dataset), None, pipeline_for(config, dataset, config.donor.resize), features)
+
+
+def feature_images(config: Any, dataset: Dataset) -> Split:
+    """The images that features are extracted from."""
+    return dataset.train.take(np.arange(min(config.features.num_images, len(dataset.train.labels))))
+
+
+def network_batches(pipeline: Pipeline, split: Split, batch_size: int) -> Iterator[tuple[Array, np.ndarray]]:
+    """Images as the network sees them, a batch at a time: at 224 x 224 a data set would fill the memory."""
+    for start in range(0, len(split.labels), batch_size):
+        images, labels = split.take(np.arange(start, min(start + batch_size, len(split.labels))))
+        yield pipeline(jnp.asarray(images)), labels
+
+
+def spectra(features: Mapping[str, LayerFeatures]) -> list[dict[str, Any]]:
+    """Eigenvalues of the donor's NFM and AGOP, largest first; the groups of a grouped layer come one after another."""
+    rows = []
+    for path, layer in features.items():
+        for name in ("nfm", "agop"):
+            values = np.sort(np.ravel(getattr(layer, name).values))[::-1]
+            rows += [{"layer": path, "matrix": name, "index": i, "eigenvalue": float(v)} for i, v in enumerate(values)]
+    return rows
+
+
+def _model(config: Any, dataset: Dataset) -> nn.Module:
+    return models.create(**config.model, num_classes=dataset.num_classes)

@@ -1,0 +1,18 @@
+"""The original protocol on Tiny-ImageNet: does a start from an ImageNet VGG11's features beat random numbers?
+
+Command:  python -m agop_jax.main --config=configs/original_vgg11_tiny_imagenet.py --workdir=runs/original_tiny_imagenet
+          after `pip install 'agop_jax[hub]'` and `python -m agop_jax.data.prepare tiny_imagenet`
+Cost:     not measured; 25,000 steps of VGG11 at 224 x 224 a run, 27 runs: for a GPU.
+Result:   not run yet.
+"""
+
+import ml_collections
+
+from agop_jax.protocols import original_vgg11
+
+QUESTION = "Does a start from an ImageNet VGG11's features beat random numbers on Tiny-ImageNet?"
+
+
+def get_config(mode: str = "") -> ml_collections.ConfigDict:
+    """The config; mode 'quick' makes everything small and trains a stand-in for the donor."""
+    return original_vgg11(QUESTION, "tiny_imagenet", train_images=100_000, mode=mode)

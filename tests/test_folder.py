@@ -1,0 +1,141 @@
+"""A user's own pictures, and what networks see of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from agop_jax.data import Pipeline, load, splits
+from agop_jax.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def picture(path, h=6, w=8, mode="RGB", **options):
+    shape = (h, w) if mode == "L" else (h, w, len(mode))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = RNG.integers(0, 256, shape, dtype=np.uint8)
+    Image.fromarray(array, mode).save(path, **options)
+    return array
+
+
+def fill(root, classes=("cat", "dog"), count=5, **options):
+    """A folder per class; {(pixels, label)} of what is in it."""
+    arrays = {name: [picture(root / name / f"{i}.png", **options) for i in range(count)] for name in classes}
+    return {(array.tobytes(), sorted(classes).index(name)) for name, found in arrays.items() for array in found}
+
+
+def rows(*parts):
+    return {(image.tobytes(), int(label)) for part in parts for image, label in zip(*part, strict=True)}
+
+
+def test_one_folder_is_split(tmp_path):
+    wanted = fill(tmp_path, ("dog", "cat", "ant"), count=10)
+    (tmp_path / ".thumbnails").mkdir()
+    dataset = load(f"folder:{tmp_path}", validation=0.25)
+    assert rows(dataset.train, dataset.validation, dataset.test) == wanted  # labels in alphabetical order
+    assert [len(part.labels) for part in (dataset.train, dataset.validation, dataset.test)] == [18, 6, 6]
+
+
+def test_train_and_test_folders_are_kept_apart(tmp_path):
+    train, test = fill(tmp_path / "train"), fill(tmp_path / "test", count=3)
+    dataset = load(f"folder:{tmp_path}")
+    assert rows(dataset.train, dataset.validation) == train
+    assert rows(dataset.test) == test
+
+
+def test_grey_pictures_stay_grey_unless_one_has_colour(tmp_path):
+    fill(tmp_path, mode="L")
+    assert load(f"folder:{tmp_path}").train.images.shape[1:] == (6, 8, 1)
+    picture(tmp_path / "cat" / "colour.png")
+    assert load(f"folder:{tmp_path}").train.images.shape[1:] == (6, 8, 3)
+
+
+def test_pictures_of_many_sizes_are_brought_to_the_stated_one(tmp_path):
+    """The shorter side to 10, then the centre: to one grey level, as Pillow rounds."""
+    fill(tmp_path, h=20, w=30)
+    tall = picture(tmp_path / "cat" / "tall.png", h=40, w=20)
+    with pytest.raises(UserError, match=r"2 sizes \(20 x 30, 40 x 20, ...\).*--config.data.size"):
+        load(f"folder:{tmp_path}")
+    dataset = load(f"folder:{tmp_path}", size=10)
+    wanted = np.asarray(Image.fromarray(tall).resize((10, 20), Image.Resampling.BILINEAR))[5:15].astype(int)
+    found = np.concatenate([part.images for part in (dataset.train, dataset.validation, dataset.test)])
+    assert sum(np.abs(image - wanted).max() <= 1 for image in found) == 1
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+BAD = {
+    "empty": (lambda root: root.mkdir(), "wanted two classes or more, a folder each, got 0"),
+    "one class": (lambda root: fill(root, ("cat",)), "wanted two classes or more, a folder each, got 1"),
+    "no folder": (lambda root: None, "no folder"),
+    "no pictures": (lambda root: (fill(root), (root / "emu").mkdir()), "'.*emu' is an empty folder"),
+    "text": (lambda root: (fill(root), (root / "cat" / "a.txt").write_text("a")), "a.txt' is no readable picture"),
+    "cut off": (lambda root: (fill(root, h=30, w=30), truncate(root / "dog" / "3.png")), "3.png' is no readable pict"),
+    "loose": (lambda root: (fill(root), picture(root / "x.png")), "x.png' is in no class"),
+    "no test": (lambda root: fill(root / "train"), "no folder '.*test': wanted train/ and test/, or neither"),
+    "new class": (lambda root: (fill(root / "train"), fill(root / "test", ("cat", "emu"))), "emu': the training pict"),
+    "16 bits": (
+        lambda root: (fill(root), Image.fromarray(np.ones((6, 8), np.uint16)).save(root / "cat" / "deep.png")),
+        "deep.png': wanted 8 bits a channel",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), BAD.values(), ids=BAD)
+def test_bad_folders_are_refused(make, message, tmp_path):
+    make(tmp_path / "pictures")
+    with pytest.raises(UserError, match=message) as error:
+        load(f"folder:{tmp_path / 'pictures'}")
+    assert "\n" not in str(error.value)
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    fill(tmp_path)
+    monkeypatch.setattr(splits, "memory", lambda: 2000)  # bytes; ten images of 6 x 8 x 3 take 1,440
+    with pytest.raises(UserError, match="10 images of 6 x 8 x 3 take .*choose a smaller config.data.size"):
+        load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(("name", "size"), [("digits", 8), ("folder:x", -1)])
+def test_a_size_that_cannot_be(name, size):
+    with pytest.raises(UserError, match=f"config.data.size: .*got {size} for '{name.partition(':')[0]}'"):
+        load(name, size=size)
+
+
+@pytest.mark.parametrize(("before", "after"), [(32, 224), (28, 32), (96, 64), (64, 24), (50, 50)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_resize_is_that_of_pillow(before, after, channels):
+    """To 1e-3 grey levels of Pillow on floats, and to one level of Pillow on uint8, which rounds after each axis."""
+    images = RNG.integers(0, 256, (2, before, before, channels), dtype=np.uint8)
+    pipeline = Pipeline((0.0,) * channels, (1 / 255,) * channels, resize=after)  # in grey levels
+    found = np.asarray(jax.jit(pipeline)(jnp.asarray(images)))
+    assert found.shape == (2, after, after, channels)
+    for image, resized in zip(images, found, strict=True):
+        for channel in range(channels):
+            plane = Image.fromarray(image[..., channel])
+            bilinear = lambda plane: np.asarray(plane.resize((after, after), Image.Resampling.BILINEAR), np.float32)
+            np.testing.assert_allclose(resized[..., channel], bilinear(plane.convert("F")), atol=1e-3)
+            np.testing.assert_allclose(resized[..., channel], bilinear(plane), atol=1.0)
+
+
+def test_grey_images_become_three_equal_channels():
+    dataset = load("digits")
+    images = jnp.asarray(dataset.train.images[:4])
+    plain = np.asarray(Pipeline.of(dataset, resize=12)(images))
+    found = np.asarray(Pipeline.of(dataset, rgb=True, resize=12)(images))
+    np.testing.assert_array_equal(found, np.repeat(plain, 3, axis=-1))
+
+
+def test_augmentation_comes_before_the_resize():
+    """A mirrored image is the mirror image of the resized one."""
+    images = jnp.asarray(RNG.integers(0, 256, (8, 6, 6, 3), dtype=np.uint8))
+    pipeline = Pipeline((0.5,) * 3, (0.25,) * 3, flip=True, resize=9)
+    augmented = pipeline.augment(images, jax.random.key(0))
+    assert (augmented.shape, augmented.dtype) == (images.shape, images.dtype)
+    plain, found = pipeline(images), pipeline(augmented)
+    for one, other in zip(plain, found, strict=True):
+        assert any(np.allclose(other, side, atol=1e-5) for side in (one, one[:, ::-1]))

@@ -1,0 +1,118 @@
+"""Extract only; later train only, from what is stored, here or in another work directory."""
+
+import csv
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agop_jax import data, experiment, load_features, train
+from agop_jax.defaults import experiment_config, shrink
+from agop_jax.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def make_config(stages: str, **fields):
+    """Tiny networks on digits shown at 12 x 12."""
+    config = experiment_config()
+    config.model.features = (4, 6)
+    shrink(config, inits=("kaiming_normal", "nfm"))
+    config.donor.train.steps = config.train.steps = 2
+    config.features.num_images, config.recipients.seeds = 16, 1
+    config.data.resize = 12
+    config.stages = stages
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def contents(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory):
+    """A work directory after --config.stages=donor,features."""
+    directory = tmp_path_factory.mktemp("extracted")
+    assert "donor, features" in experiment.run(make_config("features,donor"), directory)
+    return directory
+
+
+def test_extract_only(extracted):
+    """Features at the donor's size: the resize reached it, and its constants are stored."""
+    assert not (extracted / "results.csv").exists()
+    assert not (extracted / "report.html").exists()
+    assert list(load_features(extracted / "features")) == ["Conv_0", "Conv_1", "Dense_0"]
+    about = json.loads((extracted / "features" / "metadata.json").read_text())["metadata"]
+    described = json.loads((extracted / "data.json").read_text())
+    assert about["pipeline"]["resize"] == 12
+    np.testing.assert_allclose(about["pipeline"]["mean"], described["mean"])
+    dataset = data.load("digits", validation=0.2)
+    np.testing.assert_allclose(described["std"], dataset.std)
+    assert (described["shape"], described["images"]["train"]) == ([8, 8, 1], 1150)
+
+
+def rows(directory):
+    with (directory / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_train_only_from_what_is_stored(extracted, tmp_path, monkeypatch):
+    """In the same directory, coupled inits among them, and in another one from its features: the same recipients."""
+    workdir = tmp_path / "same"
+    shutil.copytree(extracted, workdir)
+    before = contents(workdir / "donor") | contents(workdir / "features")
+    monkeypatch.setattr(experiment, "extract", None)  # no stage left to extract in
+    monkeypatch.setattr(train, "EVALUATION_BATCH", 100)
+    config = make_config("recipients,report")
+    config.recipients.inits = ("kaiming_normal", "nfm", "coupled_nfm")
+    experiment.run(config, workdir)
+    assert contents(workdir / "donor") | contents(workdir / "features") == before
+    assert (workdir / "report.html").exists()
+    other = tmp_path / "other"
+    source = {"features.source": str(extracted / "features")}
+    experiment.run(make_config("recipients,report", **source), other)
+    assert not (other / "donor").exists()
+    found = {row["init"]: row["test_loss"] for row in rows(other)}
+    assert found == {row["init"]: row["test_loss"] for row in rows(workdir) if row["init"] in found}
+    with pytest.raises(UserError, match="holds results of another config: features.source"):
+        experiment.run(make_config("recipients"), other)
+    for init in ("coupled_nfm", "nfm@untrained"):
+        config = make_config("recipients", **source)
+        config.recipients.inits = (init,)
+        with pytest.raises(UserError, match=f"'{init}' needs the donor as a network, config.features.source has"):
+            experiment.run(config, tmp_path / "refused")
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ("recipients", "leaves out 'donor', and '.*donor' is not there: run --config.stages=donor"),
+        ("features", "leaves out 'donor'"),
+        ("report", "results.csv"),
+        ("extract", "unknown stage 'extract'"),
+        (" , ", "wanted one or more of donor, features, recipients, report, got none"),
+    ],
+)
+def test_stages_that_cannot_be(stages, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        experiment.run(make_config(stages), tmp_path)
+
+
+def test_features_that_are_not_there(extracted, tmp_path):
+    shutil.copytree(extracted / "donor", tmp_path / "donor")
+    with pytest.raises(UserError, match="leaves out 'features', and '.*features' is not there"):
+        experiment.run(make_config("recipients"), tmp_path)
+    with pytest.raises(UserError, match="'/no/such/metadata.json' is missing"):
+        experiment.run(make_config("recipients", **{"features.source": "/no/such"}), tmp_path / "new")
+
+
+def test_a_donor_may_see_another_size():
+    config = make_config("donor", **{"donor.resize": 10})
+    pipelines = [experiment.pipeline_for(config, data.load("digits"), side) for side in (config.donor.resize, 0)]
+    assert [pipeline(jnp.zeros((1, 8, 8, 1), jnp.uint8)).shape for pipeline in pipelines] == [
+        (1, 10, 10, 1),
+        (1, 12, 12, 1),
+    ]
