@@ -67,6 +67,21 @@ FIT_COLUMNS: Columns = {
 }
 # Of the donor's feature matrices ('nfm', 'agop'), largest eigenvalue first.
 SPECTRUM_COLUMNS: Columns = {"layer": str, "matrix": str, "index": int, "eigenvalue": float}
+# NFM against powers of the AGOP, as `ansatz.ansatz_report` explains; empty where a comparison has no such number.
+ANSATZ_COLUMNS: Columns = {
+    "layer": str,
+    "comparison": str,
+    "power": float,
+    "fitted": int,
+    "power_low": float,
+    "power_high": float,
+    "pearson": float,
+    "null_pearson_mean": float,
+    "null_pearson_95": float,
+    "cosine": float,
+    "null_cosine_mean": float,
+    "null_cosine_95": float,
+}
 
 METRIC_NAMES = ("step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 

@@ -13,7 +13,7 @@ LEVELS = [
     {"data", "models", "pictures", "sources", "taps"},
     {"agop", "initializers", "report", "store", "streams", "taps_nnx", "train", "workdir"},
     {"coupling", "extract"},
-    {"resumable", "transplant"},
+    {"ansatz", "resumable", "transplant"},
     {"recipients"},
     {"experiment"},
     {"main"},
