@@ -1,7 +1,7 @@
 """The neural feature ansatz, measured: is the NFM of a layer proportional to a power of its AGOP, beyond the trivial?
 
-The ansatz (Radhakrishnan et al. 2024, Science 383, eq. 2: NFM ~ AGOP^alpha; for convolutions Beaglehole et al. 2023,
-arXiv 2309.00570) compares W W^T with W S W^T. Both hold W, so their correlation is high for any W as long as S is near
+The ansatz (Radhakrishnan et al., Science 2024: NFM proportional to a power of the AGOP; for convolutions Beaglehole et al.
+2023, arXiv 2309.00570) compares W W^T with W S W^T. Both hold W, so their correlation is high for any W as long as S is near
 a multiple of the identity. Three things tell what training added:
 
 - the null: S turned by a random rotation Q, W (Q S Q^T) W^T, which keeps W and the eigenvalues of S;

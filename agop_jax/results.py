@@ -219,6 +219,7 @@ class Work:
     rates: list[Row]
     fits: list[Row]
     spectra: list[Row]
+    ansatz: list[Row]
     filters: dict[str, Kernels]
 
 
@@ -237,6 +238,7 @@ def read_work(path: str | os.PathLike) -> Work:
         rates=read_optional_table(path / "learning_rates.csv", RATE_COLUMNS),
         fits=read_optional_table(path / "fits.csv", FIT_COLUMNS),
         spectra=read_optional_table(path / "spectra.csv", SPECTRUM_COLUMNS),
+        ansatz=read_optional_table(path / "ansatz.csv", ANSATZ_COLUMNS),
         filters=_read_filters(path, rows),
     )
 

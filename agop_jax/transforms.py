@@ -1,7 +1,6 @@
 """What a layer sees in a picture: the picture through M^(1/2) of a layer, and the layer's feature maps.
 
-The image transform is that of Radhakrishnan et al. 2024 (Science 383, fig. 3) and Beaglehole et al. 2023
-(arXiv 2309.00570, fig. 1): every patch x of the layer's input becomes |M^(1/2) x|, one number a position. Bright is what
+The image transform is that of Beaglehole et al. 2023 (arXiv 2309.00570): every patch x of the layer's input becomes |M^(1/2) x|, one number a position. Bright is what
 the layer amplifies. With M = V D V^T it is the norm over the channels of a convolution with the kernel V D^(1/2).
 """
 
@@ -82,6 +81,8 @@ def _convolutions(specs: Mapping[str, LayerSpec], layers: str) -> list[str]:
 
 def _transform(record: Record, spec: LayerSpec, squared: FeatureMatrix) -> Float[Array, "n h w"]:
     """The norm of each patch under M^(2 power): a convolution with the scaled eigenvectors, squared and added up."""
+    if isinstance(spec.padding, str) and spec.padding.upper() not in ("SAME", "VALID"):
+        raise UserError(f"image transforms need padding 'SAME', 'VALID' or numbers, got {spec.padding!r}")
     vectors = squared.vectors * jnp.sqrt(squared.values)[..., None, :]
     kernel = matrix_to_kernel(vectors, (*record.kernel.shape[:-1], -1))
     along = _convolve(record.inputs.astype(kernel.dtype), kernel, spec)

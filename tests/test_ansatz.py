@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from agop_jax import ansatz, ansatz_report, extract, results
-from agop_jax.ansatz import Side, rotated, similarity
+from agop_jax.ansatz import Side, Study, rotated, similarity
 from agop_jax.errors import UserError
 from agop_jax.extract import Extractor
 
@@ -146,13 +146,12 @@ def test_logits_of_the_head_are_trivial(report):
 @pytest.mark.parametrize("name", ["scan", "tokens"])
 def test_groups_and_steps_are_averaged(name):
     model = networks.NETWORKS[name]
-    variables, images = networks.random_variables(model), networks.images()
-    rows = ansatz_report(model, variables, images, draws=2, resamples=0, powers=(1.0,))
-    features = extract(model, variables, images, progress=False)
-    for row in (row for row in rows if row["comparison"] == "trained" and not row["fitted"]):
-        layer = features[row["layer"]]
-        expected = np.mean(layer.nfm.correlate(layer.agop).cosine)
-        assert row["cosine"] == pytest.approx(float(expected), abs=1e-4)
+    variables = networks.random_variables(model)
+    parts = Extractor(model, variables, networks.images()).batches(variables)
+    study = Study(powers=(1.0,), draws=2, resamples=0, rng=np.random.default_rng(0))
+    for path, layer in parts[0].items():
+        row = study.layer(path, parts, None, known=False)[0]
+        assert row["cosine"] == pytest.approx(float(np.mean(layer.nfm.correlate(layer.agop).cosine)), abs=1e-4)
 
 
 def test_without_a_start_an_untrained_network_is_drawn(report):
