@@ -7,6 +7,7 @@ from agop_jax.extract import extract
 from agop_jax.feature_matrix import FeatureMatrix
 from agop_jax.initializers import INITIALIZERS, covariance, kernel_init
 from agop_jax.layer_features import LayerFeatures
+from agop_jax.pretrained import Pretrained, load_pretrained, save_pretrained
 from agop_jax.store import export, load_features, load_metadata, save_features
 from agop_jax.taps import TAP_COLLECTIONS
 from agop_jax.transplant import initialize
@@ -17,6 +18,7 @@ __all__ = [
     "Donor",
     "FeatureMatrix",
     "LayerFeatures",
+    "Pretrained",
     "UserError",
     "ansatz_report",
     "covariance",
@@ -26,5 +28,7 @@ __all__ = [
     "kernel_init",
     "load_features",
     "load_metadata",
+    "load_pretrained",
     "save_features",
+    "save_pretrained",
 ]

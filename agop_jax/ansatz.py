@@ -130,61 +130,74 @@ class Study(NamedTuple):
         untrained: Sequence[Mapping[str, LayerFeatures]] | None,
         known: bool,
     ) -> list[Row]:
-        """The rows of one layer, from the features of each batch."""
+        """The rows of one layer, from the features of each batch; `known`: training started from the untrained one."""
         now = [part[path] for part in trained]
         matrix, gram = _matrix(now[0]), _mean_gram(now)
-        rows = self._compare(path, "trained", matrix, Side(matrix, gram), now)
         if untrained is None:
-            return rows
+            return self._compare(path, {"trained": matrix}, Side(matrix, gram), now)
         before = [part[path] for part in untrained]
         start = _matrix(before[0])
-        rows += self._compare(path, "untrained", start, Side(start, _mean_gram(before)), before)
+        centred = {"centred": matrix - start} if known else {}
+        rows = self._compare(path, {"trained": matrix, **centred}, Side(matrix, gram), now)
+        rows += self._compare(path, {"untrained": start}, Side(start, _mean_gram(before)), before)
         if known:
-            delta = matrix - start
-            rows += self._compare(path, "centred", delta, Side(matrix, gram), now)
-            rows += self._compare(path, "centred_both", delta, Side(delta, gram), now)
+            rows += self._compare(path, {"centred_both": matrix - start}, Side(matrix - start, gram), now)
             identity = np.broadcast_to(np.eye(start.shape[-1]), gram.shape)
-            found = similarity(matrix, Side(start, identity), np.ones(1))
+            found = similarity(matrix, Spectrum.of(Side(start, identity)), np.ones(1))
             rows.append(_row(path, "initial", 1.0, found, 0))
         return rows
 
     def _compare(
-        self, path: str, comparison: str, factor: np.ndarray, side: Side, batches: Sequence[LayerFeatures]
+        self, path: str, factors: Mapping[str, np.ndarray], side: Side, batches: Sequence[LayerFeatures]
     ) -> list[Row]:
-        powers = np.r_[np.asarray(self.powers, float), CANDIDATES]
-        found = similarity(factor, side, powers)
-        null = [similarity(factor, rotated(side, self.rng), powers) for _ in range(self.draws)]
-        best = len(self.powers) + _best(found, len(self.powers))
-        rows = [_row(path, comparison, power, found, i, null) for i, power in enumerate(self.powers)]
-        fitted = _row(path, comparison, powers[best], found, best, [_at_best(x, len(self.powers)) for x in null])
-        low, high = self._interval(factor, side, batches)
-        return [*rows, fitted | {"fitted": 1, "power_low": low, "power_high": high}]
+        """Each F F^T against the powers of one W S W^T, whose null and bootstrap they share."""
+        powers, fixed = np.r_[np.asarray(self.powers, float), CANDIDATES], len(self.powers)
+        true = Spectrum.of(side)
+        turned = [Spectrum.of(rotated(side, self.rng)) for _ in range(self.draws)]
+        resampled = [Spectrum.of(side._replace(gram=gram)) for gram in self._resampled(batches)]
+        rows = []
+        for name, factor in factors.items():
+            found, null = similarity(factor, true, powers), [similarity(factor, x, powers) for x in turned]
+            rows += [_row(path, name, power, found, i, null) for i, power in enumerate(self.powers)]
+            best = fixed + _best(found, fixed)
+            row = _row(path, name, powers[best], found, best, [_at_best(x, fixed) for x in null])
+            each = [CANDIDATES[_best(similarity(factor, x, CANDIDATES))] for x in resampled]
+            low, high = np.percentile(each, [2.5, 97.5]) if each else (np.nan, np.nan)
+            rows.append(row | {"fitted": 1, "power_low": float(low), "power_high": float(high)})
+        return rows
 
-    def _interval(self, factor: np.ndarray, side: Side, batches: Sequence[LayerFeatures]) -> tuple[float, float]:
-        """95 % percentile interval of the best power over batches drawn with replacement; nan with too few batches."""
-        if len(batches) < 3 or not self.resamples:
-            return np.nan, np.nan
+    def _resampled(self, batches: Sequence[LayerFeatures]) -> list[np.ndarray]:
+        """S over as many batches, drawn with replacement; none where there are too few batches."""
+        if len(batches) < 3:
+            return []
         grams = np.stack([_gram(batch) for batch in batches])
         counts = np.array([batch.count for batch in batches], float)
-        best = []
-        for _ in range(self.resamples):
-            weights = self.rng.multinomial(len(batches), np.full(len(batches), 1 / len(batches))) * counts
-            gram = np.tensordot(weights / weights.sum(), grams, 1)
-            best.append(CANDIDATES[_best(similarity(factor, side._replace(gram=gram), CANDIDATES))])
-        low, high = np.percentile(best, [2.5, 97.5])
-        return float(low), float(high)
+        drawn = self.rng.multinomial(len(batches), np.full(len(batches), 1 / len(batches)), self.resamples) * counts
+        return [np.tensordot(weights / weights.sum(), grams, 1) for weights in drawn]
 
 
-def similarity(factor: np.ndarray, side: Side, powers: np.ndarray) -> Course:
+class Spectrum(NamedTuple):
+    """W S W^T in its eigenvectors: with W = Q R and R S R^T = V D V^T they are Q V."""
+
+    directions: np.ndarray  # Q V, (m, k, r) with r = min(k, f)
+    values: np.ndarray  # (m, r), smallest first
+
+    @classmethod
+    def of(cls, side: Side) -> "Spectrum":
+        """An eigendecomposition of size r."""
+        basis, upper = np.linalg.qr(side.matrix)
+        values, vectors = np.linalg.eigh(upper @ side.gram @ _t(upper))
+        return cls(basis @ vectors, values)
+
+
+def similarity(factor: np.ndarray, spectrum: Spectrum, powers: np.ndarray) -> Course:
     """F F^T against (W S W^T)^p over all k x k entries, at every power p at once; the mean over the m matrices.
 
-    With W = Q R and R S R^T = V D V^T the power is (Q V) D^p (Q V)^T, so that <F F^T, (W S W^T)^p> is the sum of
-    D_i^p |F^T Q v_i|^2, and the sum of all entries, which Pearson's centring needs, that of D_i^p (1^T Q v_i)^2.
+    With eigenvectors u_i, <F F^T, (W S W^T)^p> is the sum of D_i^p |F^T u_i|^2, and the sum of all entries, which Pearson's
+    centring needs, that of D_i^p (1^T u_i)^2.
     """
-    basis, upper = np.linalg.qr(side.matrix)
-    values, vectors = np.linalg.eigh(upper @ side.gram @ _t(upper))
-    directions = basis @ vectors
-    raised = _raised(values, powers)  # (m, powers, r)
+    directions = spectrum.directions
+    raised = _raised(spectrum.values, powers)  # (m, powers, r)
     along = lambda x: np.einsum("mpr,mr->mp", raised, x)
     inner = along(((_t(factor) @ directions) ** 2).sum(-2)), (raised**2).sum(-1)
     own = ((_t(factor) @ factor) ** 2).sum((-2, -1))[:, None]

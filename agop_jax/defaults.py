@@ -19,9 +19,12 @@ def experiment_config() -> ml_collections.ConfigDict:
     config.data.flip = False  # random mirror images
 
     config.model = ml_collections.ConfigDict()
-    config.model.name = "small_cnn"  # lenet5, small_cnn, vgg11; further fields go to the model
+    config.model.name = "small_cnn"  # a key of agop_jax.models.MODELS; further fields go to the model
 
     config.donor = ml_collections.ConfigDict()
+    config.donor.source = ""  # orbax:DIR, npz:FILE, safetensors:FILE, hub:OWNER/NAME; empty: trained here
+    config.donor.mean = ()  # of a source, per channel, in units of pixel / 255; empty: the source's own, or ImageNet's
+    config.donor.std = ()
     config.donor.data = ""  # donor's data; empty: the recipients'
     config.donor.init = "kaiming_normal"  # how the donor itself starts
     config.donor.learning_rate = 0.1  # peak

@@ -1,5 +1,6 @@
 """The whole experiment, from one config: donor -> features -> recipients -> report. Every stage keeps what is done."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +20,11 @@ from agop_jax.extract import METHODS, extract
 from agop_jax.initializers import INITIALIZERS, Method, get_method
 from agop_jax.layer_features import LayerFeatures
 from agop_jax.logs import write_curves
+from agop_jax.pretrained import Pretrained, load_pretrained, save_pretrained
 from agop_jax.recipients import DonorNetwork, Sweep
 from agop_jax.resumable import stoppable, train_resumable
 from agop_jax.train import DeviceData, Settings, Trainer
 from agop_jax.transplant import initialize
-from agop_jax.types import Variables
 from agop_jax.workdir import CHECKPOINTS, DONOR, FEATURES, SPECTRA
 
 
@@ -43,11 +44,11 @@ def run(config: Any, directory: str | Path) -> str:
     donor_data = donor_dataset(config, recipient_data)
     with workdir.locked(path), stoppable():
         workdir.claim(path, config.to_dict())
-        variables = donor_variables(config, donor_data, path)
-        donors = {"trained": donor_network(config, donor_data, variables, path / FEATURES)}
+        donor = load_donor(config, donor_data, path)
+        donors = {"trained": donor_network(config, donor_data, donor, path / FEATURES)}
         results.write_rows(path / SPECTRA, spectra(donors["trained"].features))
         if any(method.untrained for method in methods):
-            untrained = untrained_donor(config, donor_data)
+            untrained = untrained_donor(config, donor_data, donor.model)._replace(mean=donor.mean, std=donor.std)
             donors["untrained"] = donor_network(config, donor_data, untrained, path / f"{FEATURES}_untrained")
         Sweep(path, config, recipient_data, donors).run()
         return report.write_report(path, INITIALIZERS)
@@ -69,22 +70,44 @@ def donor_dataset(config: Any, recipient_data: Dataset) -> Dataset:
     return load(name, validation=config.data.validation, seed=config.seed)
 
 
-def donor_variables(config: Any, dataset: Dataset, path: Path) -> Variables:
-    """Trains the donor, or reads it from the directory."""
+def load_donor(config: Any, dataset: Dataset, path: Path) -> Pretrained:
+    """The donor that the directory keeps; if there is none, it is trained or taken from its source first."""
     if (path / DONOR).exists():
         logging.info("donor: read from %s", path / DONOR)
-        return store.load_arrays(path / DONOR)[0]
-    trainer = Trainer(
-        _donor_model(config, dataset),
-        Pipeline.of(dataset, config.data.pad, config.data.flip),
-        Settings(**config.donor.train),
+    elif config.donor.source:
+        keep_source(config, dataset, path)
+    else:
+        train_donor(config, dataset, path)
+    return load_pretrained(config.model.name, f"orbax:{path / DONOR}")
+
+
+def keep_source(config: Any, dataset: Dataset, path: Path) -> None:
+    """Copies a donor that was trained elsewhere; its accuracy is known where its classes may be those of the data."""
+    wanted, fields = config.donor, config.model.to_dict()
+    classes = dataset.num_classes if config.features.outputs == "loss" else None  # the loss needs labels
+    donor = load_pretrained(
+        fields.pop("name"), wanted.source, num_classes=classes, mean=wanted.mean, std=wanted.std, **fields
     )
-    data = DeviceData.of(dataset)
-    start, indices = untrained_donor(config, dataset), subset(dataset.train, None, config.seed)
+    summary: dict[str, Any] = {"source": wanted.source}
+    if donor.model.num_classes == dataset.num_classes:
+        trainer = Trainer(donor.model, donor_pipeline(dataset, donor), Settings(**wanted.train))
+        test_loss, test_accuracy = trainer.evaluate(donor.variables, dataset.test)
+        summary |= {"test_accuracy": test_accuracy, "test_loss": test_loss}
+    results.atomic_write_text(path / "donor.json", json.dumps(summary, indent=1))
+    save_pretrained(path / DONOR, donor, summary)
+
+
+def train_donor(config: Any, dataset: Dataset, path: Path) -> None:
+    """Trains the donor on its data."""
+    start = untrained_donor(config, dataset)
+    trainer = Trainer(
+        start.model, Pipeline.of(dataset, config.data.pad, config.data.flip), Settings(**config.donor.train)
+    )
+    data, indices = DeviceData.of(dataset), subset(dataset.train, None, config.seed)
     with tqdm(total=config.donor.train.steps, unit="step", desc="donor", dynamic_ncols=True) as bar:
         done = train_resumable(
             trainer,
-            start,
+            start.variables,
             data,
             indices,
             config.donor.learning_rate,
@@ -102,28 +125,38 @@ def donor_variables(config: Any, dataset: Dataset, path: Path) -> Variables:
     summary = {"test_accuracy": test_accuracy, "test_loss": test_loss, **done.history[-1]}
     write_curves(path, DONOR, done.history)
     results.atomic_write_text(path / "donor.json", json.dumps(summary, indent=1))
-    store.save_arrays(path / DONOR, jax.device_get(done.state.variables), summary)
-    return done.state.variables
+    save_pretrained(path / DONOR, start._replace(variables=jax.device_get(done.state.variables)), summary)
 
 
-def untrained_donor(config: Any, dataset: Dataset) -> Variables:
-    """The donor before its training."""
+def untrained_donor(config: Any, dataset: Dataset, model: Any = None) -> Pretrained:
+    """A donor before its training, of this network or of the config's."""
+    model = model or models.create(**config.model, num_classes=dataset.num_classes)
     sample = jnp.zeros((1, *dataset.train.images.shape[1:]))
-    return initialize(_donor_model(config, dataset), jax.random.key(config.seed), sample, None, config.donor.init)
+    variables = initialize(model, jax.random.key(config.seed), sample, None, config.donor.init)
+    pipeline = Pipeline.of(dataset)
+    return Pretrained(model, variables, pipeline.mean, pipeline.std)
 
 
-def donor_network(config: Any, dataset: Dataset, variables: Variables, path: Path) -> DonorNetwork:
+def donor_pipeline(dataset: Dataset, donor: Pretrained) -> Pipeline:
+    """What shows the data to the donor: with the constants it was trained with."""
+    channels = dataset.train.images.shape[-1]
+    if len(donor.mean) != channels:
+        raise UserError(f"the donor takes {len(donor.mean)} channels, the images of {dataset.name!r} have {channels}")
+    return dataclasses.replace(Pipeline.of(dataset), mean=donor.mean, std=donor.std)
+
+
+def donor_network(config: Any, dataset: Dataset, donor: Pretrained, path: Path) -> DonorNetwork:
     """A donor with its features, which are extracted, or read from `path` if they are there."""
-    model, pipeline = _donor_model(config, dataset), Pipeline.of(dataset)
+    pipeline = donor_pipeline(dataset, donor)
     if not path.exists():
         wanted = config.features
         images = np.asarray(pipeline.normalize(jnp.asarray(dataset.train.images[: wanted.num_images])))
         labels = dataset.train.labels[: wanted.num_images] if wanted.outputs == "loss" else None
         options = {"method": wanted.method, "outputs": wanted.outputs, "batch_size": wanted.batch_size}
-        features = extract(model, variables, images, labels=labels, **options)
-        about = {"model": config.model.to_dict(), "data": dataset.name, "num_images": len(images), **options}
+        features = extract(donor.model, donor.variables, images, labels=labels, **options)
+        about = {"model": models.describe(donor.model), "data": dataset.name, "num_images": len(images), **options}
         store.save_features(path, features, json.loads(json.dumps(about)))
-    return DonorNetwork(model, variables, pipeline, store.load_features(path))
+    return DonorNetwork(donor.model, donor.variables, pipeline, store.load_features(path))
 
 
 def spectra(features: Mapping[str, LayerFeatures]) -> list[dict[str, Any]]:
@@ -134,7 +167,3 @@ def spectra(features: Mapping[str, LayerFeatures]) -> list[dict[str, Any]]:
             values = np.sort(np.ravel(getattr(layer, name).values))[::-1]
             rows += [{"layer": path, "matrix": name, "index": i, "eigenvalue": float(v)} for i, v in enumerate(values)]
     return rows
-
-
-def _donor_model(config: Any, dataset: Dataset) -> Any:
-    return models.create(**config.model, num_classes=dataset.num_classes)

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from agop_jax import ansatz, ansatz_report, extract, results
-from agop_jax.ansatz import Side, Study, rotated, similarity
+from agop_jax.ansatz import Side, Spectrum, Study, rotated, similarity
 from agop_jax.errors import UserError
 from agop_jax.extract import Extractor
 
@@ -42,7 +42,7 @@ def test_equals_the_dense_correlation(size, power):
     rank = min(size, FILTERS)
     agop_power = sum(v**power * np.outer(u, u) for v, u in list(zip(*_eigen(agop), strict=True))[-rank:])
     for factor in (matrix, delta):
-        found = similarity(factor[None], Side(matrix[None], gram[None]), np.array([power]))
+        found = similarity(factor[None], Spectrum.of(Side(matrix[None], gram[None])), np.array([power]))
         np.testing.assert_allclose([found.pearson[0], found.cosine[0]], dense(factor @ factor.T, agop_power), atol=1e-6)
 
 
@@ -67,7 +67,7 @@ def test_the_null_has_the_simulated_mean():
     """Against dense matrices turned by SciPy's Haar rotations: an independent draw of the same distribution."""
     matrix, gram = RNG.normal(size=(SIZE, FILTERS)), positive(FILTERS, 2)
     side, rng, draws = Side(matrix[None], gram[None]), np.random.default_rng(3), 2000
-    null = [similarity(matrix[None], rotated(side, rng), np.ones(1)) for _ in range(draws)]
+    null = [similarity(matrix[None], Spectrum.of(rotated(side, rng)), np.ones(1)) for _ in range(draws)]
     rotations = stats.ortho_group.rvs(FILTERS, size=draws, random_state=4)
     simulated = np.array([dense(matrix @ matrix.T, matrix @ q @ gram @ q.T @ matrix.T) for q in rotations])
     for column, found in enumerate(("pearson", "cosine")):
@@ -95,7 +95,7 @@ def aligned(power):
 @pytest.mark.parametrize("power", [0.25, 0.5, 1.5])
 def test_finds_the_power_of_the_ansatz(power):
     matrix, gram = aligned(power)
-    found = similarity(matrix[None], Side(matrix[None], gram[None]), ansatz.CANDIDATES)
+    found = similarity(matrix[None], Spectrum.of(Side(matrix[None], gram[None])), ansatz.CANDIDATES)
     assert found.pearson.max() == pytest.approx(1, abs=1e-4)
     assert ansatz.CANDIDATES[found.pearson.argmax()] == pytest.approx(power, rel=0.01)
 
@@ -104,9 +104,9 @@ def test_a_permuted_matrix_fails_to_correlate():
     """Rows of W in random order: the same numbers, and nothing left of the alignment."""
     matrix, gram = aligned(0.5)
     side = Side(matrix[None], gram[None])
-    true = similarity(matrix[None], side, np.array([0.5])).pearson[0]
+    true = similarity(matrix[None], Spectrum.of(side), np.array([0.5])).pearson[0]
     permuted = [np.random.default_rng(i).permutation(matrix) for i in range(200)]
-    wrong = [similarity(w[None], side, np.array([0.5])).pearson[0] for w in permuted]
+    wrong = [similarity(w[None], Spectrum.of(side), np.array([0.5])).pearson[0] for w in permuted]
     assert true == pytest.approx(1, abs=1e-9)
     assert np.percentile(wrong, 95) < 0.5
 
@@ -124,7 +124,7 @@ def test_rows_are_those_of_the_results_file(report, tmp_path):
     assert [list(row) for row in read] == [list(results.ANSATZ_COLUMNS)] * len(report)
     comparisons = [(row["layer"], row["comparison"], row["power"]) for row in read if not row["fitted"]]
     assert comparisons[:9] == [
-        *(("Conv_0", name, p) for name in ("trained", "untrained", "centred", "centred_both") for p in (0.5, 1.0)),
+        *(("Conv_0", name, p) for name in ("trained", "centred", "untrained", "centred_both") for p in (0.5, 1.0)),
         ("Conv_0", "initial", 1.0),
     ]
 

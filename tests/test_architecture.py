@@ -12,7 +12,7 @@ LEVELS = [
     {"figures", "layer_features", "logs", "summary"},
     {"data", "feature_figures", "models", "sources", "taps"},
     {"agop", "initializers", "pictures", "store", "streams", "taps_nnx", "train", "workdir"},
-    {"coupling", "extract", "report"},
+    {"coupling", "extract", "pretrained", "report"},
     {"ansatz", "evolution", "resumable", "theory", "transforms", "transplant"},
     {"gallery", "recipients"},
     {"experiment"},

@@ -33,8 +33,8 @@ def make_sweep(tmp_path_factory):
     config.features.num_images, config.recipients.num_images = 32, 64
     config.train.steps = 4
     dataset = data.load("digits", validation=0.2)
-    variables = experiment.untrained_donor(config, dataset)
-    donor = experiment.donor_network(config, dataset, variables, tmp_path_factory.mktemp("donor") / "features")
+    untrained = experiment.untrained_donor(config, dataset)
+    donor = experiment.donor_network(config, dataset, untrained, tmp_path_factory.mktemp("donor") / "features")
 
     def make(**recipients) -> Sweep:
         changed = config.copy_and_resolve_references()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from agop_jax import ansatz, extract, theory
-from agop_jax.ansatz import Side, similarity
+from agop_jax.ansatz import Side, Spectrum, similarity
 from agop_jax.errors import UserError
 
 SIZE, OUTPUTS, EXAMPLES = 10, 4, 64
@@ -49,9 +49,9 @@ def test_balanced_deep_linear_networks_have_the_power_of_their_depth(depth):
     assert errors[depth - 1] < 0.01
     assert min(error for i, error in enumerate(errors) if i != depth - 1) > 0.1
     side = Side(np.asarray(layer.matrix, float)[None], np.asarray(layer.gradient_gram, float)[None])
-    found = similarity(side.matrix, side, ansatz.CANDIDATES)
+    found = similarity(side.matrix, Spectrum.of(side), ansatz.CANDIDATES)
     assert ansatz.CANDIDATES[found.pearson.argmax()] == pytest.approx(1 / depth, rel=0.03)
-    among = similarity(side.matrix, side, POWERS).pearson
+    among = similarity(side.matrix, Spectrum.of(side), POWERS).pearson
     assert among.argmax() == depth - 1
     assert among[depth - 1] > 0.9999
 

@@ -3,13 +3,8 @@
 import flax.linen as nn
 
 from agop_jax.errors import UserError
-from agop_jax.models.layers import Conv, max_pool
+from agop_jax.models.layers import Conv, max_pool, scaled
 from agop_jax.types import Array, Float
-
-
-def scaled(features: int, width: float) -> int:
-    """A number of channels times the width factor, at least one."""
-    return max(1, round(features * width))
 
 
 class SmallCNN(nn.Module):
