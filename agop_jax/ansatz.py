@@ -1,8 +1,8 @@
 """The neural feature ansatz, measured: is the NFM of a layer proportional to a power of its AGOP, beyond the trivial?
 
-The ansatz (Radhakrishnan et al., Science 2024: NFM proportional to a power of the AGOP; for convolutions Beaglehole et al.
-2023, arXiv 2309.00570) compares W W^T with W S W^T. Both hold W, so their correlation is high for any W as long as S is near
-a multiple of the identity. Three things tell what training added:
+The ansatz (Radhakrishnan et al., Science 2024: NFM proportional to a power of the AGOP; for convolutions Beaglehole et
+al. 2023, arXiv 2309.00570) compares W W^T with W S W^T. Both hold W, so their correlation is high for any W as long as
+S is near a multiple of the identity. Three things tell what training added:
 
 - the null: S turned by a random rotation Q, W (Q S Q^T) W^T, which keeps W and the eigenvalues of S;
 - the untrained network;
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from agop_jax import trees
 from agop_jax.errors import UserError
@@ -103,7 +104,8 @@ def ansatz_report(
     for index, path in enumerate(trees.select(parts[0], layers)):
         rng = np.random.default_rng((seed, index))
         study = Study(powers, draws, resamples, rng)
-        rows += study.layer(path, parts, first, known=init_variables is not None)
+        with threadpool_limits(1):  # many small decompositions: threads would only wait for each other
+            rows += study.layer(path, parts, first, known=init_variables is not None)
     return rows
 
 
@@ -193,8 +195,8 @@ class Spectrum(NamedTuple):
 def similarity(factor: np.ndarray, spectrum: Spectrum, powers: np.ndarray) -> Course:
     """F F^T against (W S W^T)^p over all k x k entries, at every power p at once; the mean over the m matrices.
 
-    With eigenvectors u_i, <F F^T, (W S W^T)^p> is the sum of D_i^p |F^T u_i|^2, and the sum of all entries, which Pearson's
-    centring needs, that of D_i^p (1^T u_i)^2.
+    With eigenvectors u_i, <F F^T, (W S W^T)^p> is the sum of D_i^p |F^T u_i|^2, and the sum of all entries, which
+    Pearson's centring needs, that of D_i^p (1^T u_i)^2.
     """
     directions = spectrum.directions
     raised = _raised(spectrum.values, powers)  # (m, powers, r)

@@ -30,7 +30,13 @@ class FeatureEvolution:
     """
 
     def __init__(
-        self, model: Any, variables: Variables, images: Images, steps: Iterable[int], layers: str = ".*", **extraction: Any
+        self,
+        model: Any,
+        variables: Variables,
+        images: Images,
+        steps: Iterable[int],
+        layers: str = ".*",
+        **extraction: Any,
     ) -> None:
         self.steps, self._layers = frozenset(steps), layers
         self._extractor = Extractor(model, variables, images, **extraction)
@@ -49,7 +55,9 @@ class FeatureEvolution:
     def rows(self) -> list[Row]:
         """For each step, layer and matrix ('nfm', 'agop'): Pearson and cosine with the last step's, effective rank."""
         if not self.steps & self.features.keys():
-            raise UserError(f"evolution: none of the steps {sorted(self.steps)} was reached; pass it as on_step to train")
+            raise UserError(
+                f"evolution: none of the steps {sorted(self.steps)} was reached; pass it as on_step to train"
+            )
         last = self.features[max(self.features)]
         rows = []
         for step, features in sorted(self.features.items()):

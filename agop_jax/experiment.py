@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from agop_jax import models, report, results, store, workdir
+from agop_jax import gallery, models, report, results, store, workdir
 from agop_jax.agop import output_function
 from agop_jax.data import Dataset, Pipeline, load, subset
 from agop_jax.errors import UserError, unknown_name
@@ -50,6 +50,7 @@ def run(config: Any, directory: str | Path) -> str:
         if any(method.untrained for method in methods):
             untrained = untrained_donor(config, donor_data, donor.model)._replace(mean=donor.mean, std=donor.std)
             donors["untrained"] = donor_network(config, donor_data, untrained, path / f"{FEATURES}_untrained")
+        describe_donor(config, donor_data, donors["trained"], path)
         Sweep(path, config, recipient_data, donors).run()
         return report.write_report(path, INITIALIZERS)
 
@@ -59,6 +60,8 @@ def check_names(config: Any) -> list[Method]:
     if config.features.method not in METHODS:
         raise unknown_name("method", config.features.method, METHODS)
     output_function(config.features.outputs)
+    if config.pictures.image:
+        gallery.read_picture(config.pictures.image)
     return [get_method(init) for init in config.recipients.inits]
 
 
@@ -157,6 +160,15 @@ def donor_network(config: Any, dataset: Dataset, donor: Pretrained, path: Path) 
         about = {"model": models.describe(donor.model), "data": dataset.name, "num_images": len(images), **options}
         store.save_features(path, features, json.loads(json.dumps(about)))
     return DonorNetwork(donor.model, donor.variables, pipeline, store.load_features(path))
+
+
+def describe_donor(config: Any, dataset: Dataset, donor: DonorNetwork, path: Path) -> None:
+    """What it learned: the ansatz with its null, on the images of the features, and pictures."""
+    used = slice(config.features.num_images)
+    images = np.asarray(donor.pipeline.normalize(jnp.asarray(dataset.train.images[used])))
+    start = None if config.donor.source else untrained_donor(config, dataset, donor.model)
+    gallery.write_ansatz(path, config, donor, start, images, dataset.train.labels[used])
+    gallery.write_gallery(path, config, donor, dataset)
 
 
 def spectra(features: Mapping[str, LayerFeatures]) -> list[dict[str, Any]]:

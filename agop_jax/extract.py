@@ -121,9 +121,9 @@ class Extractor:
         kernels = self._kernels(variables, self._batches[0][0][:1])
         found = []
         for images, labels, weights in self._batches:
-            count, total = int(weights.sum()), None
+            count, total = int(weights.sum()), {}
             for rows in self._chunks:
-                total = _add(total, self._step(variables, images, labels, weights, rows))
+                total = _add(total or None, self._step(variables, images, labels, weights, rows))
             grams = {path: gram / count for path, gram in total.items()}
             found.append(_finish(self._tapped, kernels, count, gradient_gram=grams))
         return found
@@ -189,6 +189,7 @@ def _require_finite(variables: Variables) -> None:
 
 
 def tap(model: Any, variables: Variables | None, images: Array, **kwargs: Any) -> tuple[Variables, taps.TappedModel]:
+    """Of a Linen or NNX model, with the variables to apply it to: an NNX model's own where None are given."""
     if isinstance(model, nnx.Module):
         return taps_nnx.tap(model, variables, images, **kwargs)
     if variables is None:

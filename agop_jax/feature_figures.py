@@ -1,4 +1,4 @@
-"""Pictures of features: matrices, eigenvectors, transforms, the ansatz and its null. Each returns a matplotlib `Figure`.
+"""Pictures of features: matrices, eigenvectors, transforms, the ansatz and its null, each a matplotlib `Figure`.
 
 `figures.save(figure, stem)` writes one as PNG and SVG; in a notebook it shows as it is.
 """
@@ -55,7 +55,7 @@ def first_of_stack(matrix: FeatureMatrix) -> FeatureMatrix:
 
 
 def _block_means(matrix: FeatureMatrix) -> np.ndarray:
-    """At most PIXELS x PIXELS means over blocks of entries. Of L L^T they follow from the means of rows of L: no k x k."""
+    """At most PIXELS x PIXELS means over blocks of entries; those of L L^T follow from the means of rows of L."""
     factor = np.asarray(matrix.vectors) * np.sqrt(np.asarray(matrix.values))
     blocks = np.array_split(factor, min(PIXELS, len(factor)))
     rows = np.stack([block.mean(0) for block in blocks])
@@ -69,7 +69,9 @@ def filter_patches(kernels: Mapping[str, np.ndarray]) -> Figure:
     Colours as in `figures.first_layer_filters`: RGB for three channels, else the grey of their mean; grey is zero.
     """
     figure = Figure(figsize=(4.4, 0.25 + 0.5 * len(kernels)))
-    for axes, (name, kernel) in zip(figure.subplots(len(kernels), 1, squeeze=False)[:, 0], kernels.items(), strict=True):
+    for axes, (name, kernel) in zip(
+        figure.subplots(len(kernels), 1, squeeze=False)[:, 0], kernels.items(), strict=True
+    ):
         axes.imshow(strip(kernel), interpolation="nearest")
         axes.set(xticks=[], yticks=[], frame_on=False)
         axes.set_ylabel(wrapped(name), rotation=0, ha="right", va="center")
@@ -102,7 +104,7 @@ def _show(axes: Axes, image: np.ndarray, title: str = "") -> None:
 
 @matplotlib.rc_context(IMAGE_STYLE)
 def feature_maps(layers: Mapping[str, np.ndarray]) -> Figure:
-    """The channels of largest variance of each layer's output (h, w, cout), a row a layer, channel numbers as titles."""
+    """The channels of largest variance of each layer's output (h, w, cout), a row a layer, numbers as titles."""
     figure = Figure(figsize=(WIDTH, 0.2 + 1.08 * len(layers)))
     grid = figure.subplots(len(layers), MAPS_SHOWN, squeeze=False)
     for row, (path, maps) in zip(grid, layers.items(), strict=True):
@@ -140,7 +142,11 @@ def ansatz(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-MARKS = {"trained": (BLUE, "o", "trained"), "untrained": (GREY, "D", "untrained"), "centred": (VERMILLION, "s", "centred")}
+MARKS = {
+    "trained": (BLUE, "o", "trained"),
+    "untrained": (GREY, "D", "untrained"),
+    "centred": (VERMILLION, "s", "centred"),
+}
 
 
 def _draw_correlations(axes: Axes, layers: Sequence[str], rows: Sequence[Row]) -> None:
@@ -176,7 +182,7 @@ def _draw_powers(axes: Axes, layers: Sequence[str], rows: Sequence[Row]) -> None
 
 @matplotlib.rc_context(STYLE)
 def evolution(rows: Sequence[Row]) -> Figure:
-    """The rows of `FeatureEvolution`: a panel a layer for the correlation with the last features, below for the rank."""
+    """The rows of `FeatureEvolution`: a column a layer, correlation with the last features above, rank below."""
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     labels = {"pearson": "correlation with the last", "effective_rank": "effective rank"}
     figure = Figure(figsize=(max(1.75 * len(layers), 3.4) + 0.4, 3.6))
@@ -196,5 +202,3 @@ def evolution(rows: Sequence[Row]) -> Figure:
     grid[1, 0].legend(fontsize=7, loc="lower left")
     figure.supxlabel("training step", fontsize=8.5)
     return figure
-
-

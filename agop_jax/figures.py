@@ -141,7 +141,7 @@ def small_multiples(
       percent: y is a fraction, to be shown in per cent.
       points: x is a few measured values on a log scale (sizes, widths) rather than a course over time.
     """
-    figure, panels = panels([wrapped(name) for name in curves], 1.42)
+    figure, panels = panel_grid([wrapped(name) for name in curves], 1.42)
     line = "o-" if points else "-"
     for axes, (name, curve) in zip(panels, curves.items(), strict=True):
         if name != baseline and baseline in curves:
@@ -178,7 +178,7 @@ def _scale_panels(axes: Axes, curves: Sequence[Curve], percent: bool, points: bo
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
 
 
-def panels(titles: Sequence[str], height: float, share: bool = True) -> tuple[Figure, list[Axes]]:
+def panel_grid(titles: Sequence[str], height: float, share: bool = True) -> tuple[Figure, list[Axes]]:
     """One panel a title, `COLUMNS` a row, with tick labels at the left and under the last of each column."""
     columns = min(COLUMNS, len(titles))
     rows = math.ceil(len(titles) / columns)
@@ -220,7 +220,7 @@ def training_course(train: Curve, validation: Curve) -> Figure:
 @matplotlib.rc_context(STYLE)
 def spectra(layers: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Eigenvalues of the donor's NFM and AGOP, layer -> matrix -> values from the largest, as shares of the trace."""
-    figure, panels = panels([wrapped(layer) for layer in layers], 1.55, share=False)
+    figure, panels = panel_grid([wrapped(layer) for layer in layers], 1.55, share=False)
     styles = {"nfm": (BLUE, "-"), "agop": (VERMILLION, "--")}
     for axes, matrices in zip(panels, layers.values(), strict=True):
         for name, values in matrices.items():

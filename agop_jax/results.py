@@ -220,6 +220,7 @@ class Work:
     fits: list[Row]
     spectra: list[Row]
     ansatz: list[Row]
+    gallery: list[Row]
     filters: dict[str, Kernels]
 
 
@@ -238,6 +239,7 @@ def read_work(path: str | os.PathLike) -> Work:
         rates=read_optional_table(path / "learning_rates.csv", RATE_COLUMNS),
         fits=read_optional_table(path / "fits.csv", FIT_COLUMNS),
         spectra=read_optional_table(path / "spectra.csv", SPECTRUM_COLUMNS),
+        gallery=read_json(path / "gallery.json")["entries"] if (path / "gallery.json").exists() else [],
         ansatz=read_optional_table(path / "ansatz.csv", ANSATZ_COLUMNS),
         filters=_read_filters(path, rows),
     )

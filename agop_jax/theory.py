@@ -1,20 +1,21 @@
 """Two cases in which NFM and AGOP are tied by a proof, to check the machinery and to learn from.
 
-Deep linear networks. f(x) = x W_1 ... W_L is trained by gradient flow from a balanced start, W_l^T W_l = W_{l+1} W_{l+1}^T,
-which the flow keeps (Arora, Cohen & Hazan 2018, arXiv 1802.06509). Then W_1 ... W_L (W_1 ... W_L)^T = (W_1 W_1^T)^L, and
-the left side is the AGOP: NFM = AGOP^(1/L), the ansatz with the power that depends on depth (Radhakrishnan, Belkin &
-Drusvyatskiy 2024, arXiv 2401.04553, for the balanced case).
+Deep linear networks. f(x) = x W_1 ... W_L is trained by gradient flow from a balanced start, W_l^T W_l = W_{l+1}
+W_{l+1}^T, which the flow keeps (Arora, Cohen & Hazan 2018, arXiv 1802.06509). Then W_1 ... W_L (W_1 ... W_L)^T =
+(W_1 W_1^T)^L, and the left side is the AGOP: NFM = AGOP^(1/L), the ansatz with a power that depends on depth (see also
+Radhakrishnan, Belkin & Drusvyatskiy 2024, arXiv 2401.04553).
 
 FACT (Boix-Adsera, Mallinar, Simon & Belkin 2025, arXiv 2507.05644). Where training with L2 weight decay lambda has
-converged, dL/dW + lambda W = 0 for a layer with inputs x_i and outputs x_i W, L the mean over n examples of the losses l_i
-and dL/dW = (1/n) sum_i x_i delta_i^T with delta_i = dl_i / d(x_i W). Multiplied by W^T from the right, with the gradient
-at the layer's input dl_i/dx_i = W delta_i,
+converged, dL/dW + lambda W = 0 for a layer with inputs x_i and outputs x_i W, L the mean over n examples of the losses
+l_i and dL/dW = (1/n) sum_i x_i delta_i^T with delta_i = dl_i / d(x_i W). Multiplied by W^T from the right, with the
+gradient at the layer's input dl_i/dx_i = W delta_i,
 
     W W^T = -(1 / (lambda n)) sum_i x_i (dl_i/dx_i)^T .
 
 The same holds for a convolution with patches in place of inputs and the sum over positions as well.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ CROSS_ENTROPY: Loss = optax.softmax_cross_entropy_with_integer_labels
 
 
 class DeepLinear(nn.Module):
-    """x W_1 ... W_L of flattened images: Dense layers without bias or nonlinearity. `widths` are those of the outputs."""
+    """x W_1 ... W_L of flattened images: Dense layers without bias or nonlinearity, `widths` those of their outputs."""
 
     widths: tuple[int, ...]
 
@@ -52,8 +53,8 @@ class DeepLinear(nn.Module):
 def balanced_start(key: PRNGKey, size: int, widths: Sequence[int], scale: float) -> Variables:
     """Variables of `DeepLinear` that are balanced (Arora, Cohen, Golowich & Hu 2019, arXiv 1810.02281, procedure 1).
 
-    A Gaussian product matrix U D V^T is split into U D^(1/L) Q_1^T, Q_1 D^(1/L) Q_2^T, ..., Q_(L-1) D^(1/L) V^T with random
-    orthonormal columns Q_l.
+    A Gaussian product matrix U D V^T is split into U D^(1/L) Q_1^T, Q_1 D^(1/L) Q_2^T, ..., Q_(L-1) D^(1/L) V^T with
+    random orthonormal columns Q_l.
 
     Args:
       size: number of inputs.
@@ -68,7 +69,7 @@ def balanced_start(key: PRNGKey, size: int, widths: Sequence[int], scale: float)
     root = scale * (singular / singular[0]) ** (1 / len(widths))
     between = [jnp.linalg.qr(jax.random.normal(k, (w, rank)))[0] for k, w in zip(keys, widths[:-1], strict=True)]
     sides = [left, *between, right.T]
-    kernels = [(a * root) @ b.T for a, b in zip(sides[:-1], sides[1:], strict=True)]
+    kernels = [(a * root) @ b.T for a, b in itertools.pairwise(sides)]
     return {"params": {f"Dense_{i}": {"kernel": kernel} for i, kernel in enumerate(kernels)}}
 
 
@@ -90,7 +91,7 @@ def descend(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
 ) -> tuple[Variables, Float[Array, "steps"]]:
-    """Gradient descent on all examples at once, the whole course compiled; small rates without momentum follow the flow.
+    """Gradient descent on all examples at once, compiled as a whole; small rates without momentum follow the flow.
 
     Minimises the mean loss plus weight_decay / 2 times the sum of squares of all parameters.
 
@@ -134,7 +135,7 @@ class Fact(NamedTuple):
 
     @property
     def relative_error(self) -> Float[Array, ""]:
-        """|W W^T - FACT| / |W W^T| in the Frobenius norm, from the factors: the difference is (W + dL/dW / lambda) W^T."""
+        """|W W^T - FACT| / |W W^T| in the Frobenius norm; from factors, the difference is (W + dL/dW / lambda) W^T."""
         gap = self.matrix + self.gradient / self.weight_decay
         gram = lambda a: jnp.matmul(a.T, a, precision=HIGHEST)
         own = gram(self.matrix)

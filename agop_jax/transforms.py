@@ -1,7 +1,8 @@
 """What a layer sees in a picture: the picture through M^(1/2) of a layer, and the layer's feature maps.
 
-The image transform is that of Beaglehole et al. 2023 (arXiv 2309.00570): every patch x of the layer's input becomes |M^(1/2) x|, one number a position. Bright is what
-the layer amplifies. With M = V D V^T it is the norm over the channels of a convolution with the kernel V D^(1/2).
+The image transform is that of Beaglehole et al. 2023 (arXiv 2309.00570): every patch x of the layer's input becomes
+|M^(1/2) x|, one number a position. Bright is what the layer amplifies. With M = V D V^T it is the norm over the
+channels of a convolution with the kernel V D^(1/2).
 """
 
 from collections.abc import Mapping
@@ -12,13 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agop_jax import extract, trees
+from agop_jax import trees
 from agop_jax.errors import UserError
+from agop_jax.extract import tap
 from agop_jax.feature_matrix import FeatureMatrix
 from agop_jax.layer_features import LayerFeatures
 from agop_jax.patches import matrix_to_kernel
 from agop_jax.taps import LayerSpec, Record
 from agop_jax.types import Array, Float, Images, Variables
+
+EVERY = ".*"  # also of a network without convolutions
 
 
 def image_transforms(
@@ -26,7 +30,7 @@ def image_transforms(
     variables: Variables | None,
     images: Images,
     features: Mapping[str, LayerFeatures],
-    layers: str = ".*",
+    layers: str = EVERY,
     matrix: str = "agop",
     power: float = 0.5,
     **apply_kwargs: Any,
@@ -59,7 +63,7 @@ def image_transforms(
 
 
 def feature_maps(
-    model: Any, variables: Variables | None, images: Images, layers: str = ".*", **apply_kwargs: Any
+    model: Any, variables: Variables | None, images: Images, layers: str = EVERY, **apply_kwargs: Any
 ) -> dict[str, Float[Array, "n h w cout"]]:
     """The outputs of the chosen convolutions, before any nonlinearity; of a layer called twice, of its first call."""
     records, specs = _records(model, variables, images, **apply_kwargs)
@@ -69,14 +73,14 @@ def feature_maps(
 def _records(
     model: Any, variables: Variables | None, images: Images, **apply_kwargs: Any
 ) -> tuple[dict[str, Record], dict[str, LayerSpec]]:
-    variables, tapped = extract.tap(model, variables, jnp.asarray(images), **apply_kwargs)
+    variables, tapped = tap(model, variables, jnp.asarray(images), **apply_kwargs)
     _, records = jax.jit(lambda v, x: tapped.apply(v, None, x))(variables, images)
     return {path: calls[0] for path, calls in records.items()}, tapped.specs
 
 
 def _convolutions(specs: Mapping[str, LayerSpec], layers: str) -> list[str]:
     two_dimensional = [path for path, spec in specs.items() if len(spec.kernel_size) == 2 and not spec.stacked]
-    return trees.select(two_dimensional, layers)
+    return trees.select(two_dimensional, layers) if two_dimensional or layers != EVERY else []
 
 
 def _transform(record: Record, spec: LayerSpec, squared: FeatureMatrix) -> Float[Array, "n h w"]:
@@ -113,5 +117,7 @@ def eigenvector_patches(matrix: FeatureMatrix, shape: tuple[int, int, int], num:
       num: how many; fewer where the rank is lower.
     """
     if matrix.vectors.ndim != 2 or matrix.size != int(np.prod(shape)):
-        raise UserError(f"eigenvector_patches: wanted one matrix of size {int(np.prod(shape))}, got {matrix.vectors.shape}")
+        raise UserError(
+            f"eigenvector_patches: wanted one matrix of size {int(np.prod(shape))}, got {matrix.vectors.shape}"
+        )
     return np.asarray(matrix.vectors[:, :num]).reshape(*shape, -1)

@@ -138,7 +138,11 @@ def test_interval_and_null_are_in_order(report):
 
 def test_logits_of_the_head_are_trivial(report):
     """At the last Dense S is the identity, AGOP and NFM are one matrix, and so is every draw of the null."""
-    (row,) = [r for r in report if (r["layer"], r["comparison"], r["power"]) == ("Dense_0", "trained", 1.0) and not r["fitted"]]
+    (row,) = [
+        r
+        for r in report
+        if (r["layer"], r["comparison"], r["power"]) == ("Dense_0", "trained", 1.0) and not r["fitted"]
+    ]
     assert row["pearson"] == pytest.approx(1, abs=1e-6)
     assert row["null_pearson_95"] == pytest.approx(1, abs=1e-6)
 

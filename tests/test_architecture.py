@@ -14,7 +14,8 @@ LEVELS = [
     {"agop", "initializers", "pictures", "store", "streams", "taps_nnx", "train", "workdir"},
     {"coupling", "extract", "pretrained", "report"},
     {"ansatz", "evolution", "resumable", "theory", "transforms", "transplant"},
-    {"gallery", "recipients"},
+    {"recipients"},
+    {"gallery"},
     {"experiment"},
     {"main"},
 ]

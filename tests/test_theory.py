@@ -1,5 +1,7 @@
 """Deep linear networks and FACT: identities that proofs give, and what fails where their assumptions do."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,9 @@ def trained_layer(depth, start, steps=1500):
     """Features of the first layer after gradient descent with a small rate."""
     model = theory.DeepLinear((SIZE,) * (depth - 1) + (OUTPUTS,))
     images, targets = regression()
-    variables, losses = theory.descend(model, start(model), images, targets, loss=theory.squared, steps=steps, rate=0.02)
+    variables, losses = theory.descend(
+        model, start(model), images, targets, loss=theory.squared, steps=steps, rate=0.02
+    )
     assert losses[-1] < 0.05 * losses[0]  # it has learned, so that the matrices are not those of the start
     return extract(model, variables, images, progress=False)["Dense_0"]
 
@@ -66,7 +70,7 @@ def test_a_large_unbalanced_start_breaks_the_identity():
 def test_the_balanced_start_is_balanced(widths):
     params = theory.balanced_start(jax.random.key(0), 6, widths, scale=0.1)["params"]
     kernels = [params[f"Dense_{i}"]["kernel"] for i in range(3)]
-    for before, after in zip(kernels, kernels[1:], strict=False):
+    for before, after in itertools.pairwise(kernels):
         np.testing.assert_allclose(before.T @ before, after @ after.T, atol=1e-7)
     assert max(jnp.linalg.norm(kernel, 2) for kernel in kernels) == pytest.approx(0.1, rel=1e-5)
 
@@ -120,11 +124,15 @@ def test_the_wrong_weight_decay_does_not_fit(converged):
 
 
 def test_fact_by_its_definition(converged):
-    """-(1 / (lambda n)) sum over images and positions of patch (dl/dpatch)^T, from explicit patches of the first layer."""
+    """-(1 / (lambda n)) sum over images and positions of patch (dl/dpatch)^T, from explicit patches."""
     model, start, _, images, labels = converged
     kernel, bias = start["params"]["Conv_0"]["kernel"], start["params"]["Conv_0"]["bias"]
     patches = jnp.stack(  # 6 x 6 with stride 2 and padding 'SAME': one row below, one column right
-        [jnp.pad(images, ((0, 0), (0, 1), (0, 1), (0, 0)))[:, i : i + 3, j : j + 3] for i in (0, 2, 4) for j in (0, 2, 4)],
+        [
+            jnp.pad(images, ((0, 0), (0, 1), (0, 1), (0, 0)))[:, i : i + 3, j : j + 3]
+            for i in (0, 2, 4)
+            for j in (0, 2, 4)
+        ],
         axis=1,
     ).reshape(24, 9, 18)
 
