@@ -12,7 +12,7 @@ from agop_jax.feature_matrix import FeatureMatrix
 from agop_jax.layer_features import LayerFeatures
 from agop_jax.results import Row
 from agop_jax.train import Run
-from agop_jax.types import Images, Variables
+from agop_jax.types import Variables
 
 
 class FeatureEvolution:
@@ -33,7 +33,7 @@ class FeatureEvolution:
         self,
         model: Any,
         variables: Variables,
-        images: Images,
+        images: Any,
         steps: Iterable[int],
         layers: str = ".*",
         **extraction: Any,

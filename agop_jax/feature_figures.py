@@ -35,7 +35,7 @@ def heat_maps(layers: Mapping[str, LayerFeatures]) -> Figure:
     for row, (path, layer) in zip(grid, layers.items(), strict=True):
         for axes, name in zip(row, ("nfm", "agop"), strict=True):
             matrix = first_of_stack(getattr(layer, name))
-            values = _block_means(matrix)
+            values = block_means(matrix)
             limit = np.percentile(np.abs(values), 99.5) or 1.0
             extent = (0, matrix.size, matrix.size, 0)
             axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest", extent=extent)
@@ -54,7 +54,7 @@ def first_of_stack(matrix: FeatureMatrix) -> FeatureMatrix:
     return matrix
 
 
-def _block_means(matrix: FeatureMatrix) -> np.ndarray:
+def block_means(matrix: FeatureMatrix) -> np.ndarray:
     """At most PIXELS x PIXELS means over blocks of entries; those of L L^T follow from the means of rows of L."""
     factor = np.asarray(matrix.vectors) * np.sqrt(np.asarray(matrix.values))
     blocks = np.array_split(factor, min(PIXELS, len(factor)))
@@ -98,7 +98,7 @@ def transform_grid(picture: np.ndarray, transforms: Mapping[str, np.ndarray], co
 def _show(axes: Axes, image: np.ndarray, title: str = "") -> None:
     top = np.percentile(image, 99.5) if image.ndim == 2 else None  # a few bright positions would darken the rest
     axes.imshow(image, cmap="gray", vmax=top, interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
+    axes.set(xticks=[], yticks=[], frame_on=False)
     axes.set_title(title, loc="left", pad=3)
 
 
@@ -154,7 +154,9 @@ def _draw_correlations(axes: Axes, layers: Sequence[str], rows: Sequence[Row]) -
     trained = [row for row in rows if row["comparison"] == "trained"]
     y = [places[row["layer"]] for row in trained]
     low, high = ([row[f"null_pearson_{end}"] for row in trained] for end in ("mean", "95"))
-    axes.hlines(y, low, high, color=ORANGE, linewidth=5, alpha=0.55, label="null of trained: mean to 95 %")
+    # edges, so that a narrow null still shows
+    label = "null of trained: mean to 95 %"
+    axes.barh(y, np.subtract(high, low), 0.75, low, color="#F7DCA8", edgecolor=ORANGE, linewidth=0.8, label=label)
     for comparison, (colour, marker, label) in MARKS.items():
         chosen = [row for row in rows if row["comparison"] == comparison]
         if chosen:
@@ -162,7 +164,8 @@ def _draw_correlations(axes: Axes, layers: Sequence[str], rows: Sequence[Row]) -
             face = colour if comparison == "trained" else "white"
             axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=4.5, label=label)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlim(min(0, axes.get_xlim()[0]), 1.03)
+    lowest = min((row["pearson"] for row in rows), default=0)
+    axes.set_xlim(min(0, lowest - 0.05), 1.03)
 
 
 def _draw_powers(axes: Axes, layers: Sequence[str], rows: Sequence[Row]) -> None:
@@ -174,6 +177,7 @@ def _draw_powers(axes: Axes, layers: Sequence[str], rows: Sequence[Row]) -> None
             axes.plot([row["power_low"], row["power_high"]], [y, y], color=colour, linewidth=1.6)
             face = colour if comparison == "trained" else "white"
             axes.plot([row["power"]], [y], marker, color=colour, markerfacecolor=face, markersize=4.5)
+    axes.tick_params(axis="y", length=0)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axes.set_title("best-fitting power", loc="left")

@@ -34,7 +34,7 @@ def image_transforms(
     matrix: str = "agop",
     power: float = 0.5,
     **apply_kwargs: Any,
-) -> dict[str, Float[Array, "n h w"]]:
+) -> dict[str, Float[Array, "n h2 w2"]]:
     """|M^power x| at every position of the chosen convolutions, for the user's own pictures.
 
     Args:
@@ -46,7 +46,7 @@ def image_transforms(
       power: of M; 0.5 as in the papers.
 
     Returns:
-      {layer path: (n, h, w)} with h and w those of the layer's output.
+      {layer path: (n, h2, w2)} with h2 and w2 those of the layer's output.
 
     Raises:
       UserError: no convolution of two dimensions matches; features of another network.
@@ -64,7 +64,7 @@ def image_transforms(
 
 def feature_maps(
     model: Any, variables: Variables | None, images: Images, layers: str = EVERY, **apply_kwargs: Any
-) -> dict[str, Float[Array, "n h w cout"]]:
+) -> dict[str, Float[Array, "n h2 w2 cout"]]:
     """The outputs of the chosen convolutions, before any nonlinearity; of a layer called twice, of its first call."""
     records, specs = _records(model, variables, images, **apply_kwargs)
     return {path: records[path].outputs for path in _convolutions(specs, layers)}
@@ -83,7 +83,7 @@ def _convolutions(specs: Mapping[str, LayerSpec], layers: str) -> list[str]:
     return trees.select(two_dimensional, layers) if two_dimensional or layers != EVERY else []
 
 
-def _transform(record: Record, spec: LayerSpec, squared: FeatureMatrix) -> Float[Array, "n h w"]:
+def _transform(record: Record, spec: LayerSpec, squared: FeatureMatrix) -> Float[Array, "n h2 w2"]:
     """The norm of each patch under M^(2 power): a convolution with the scaled eigenvectors, squared and added up."""
     if isinstance(spec.padding, str) and spec.padding.upper() not in ("SAME", "VALID"):
         raise UserError(f"image transforms need padding 'SAME', 'VALID' or numbers, got {spec.padding!r}")
