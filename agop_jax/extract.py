@@ -138,7 +138,8 @@ def merge(parts: Sequence[Mapping[str, LayerFeatures]]) -> dict[str, LayerFeatur
     count = sum(next(iter(part.values())).count for part in parts)
     return {
         path: layer.replace(
-            gradient_gram=sum(part[path].gradient_gram * (part[path].count / count) for part in parts), count=count
+            gradient_gram=sum(jnp.asarray(part[path].gradient_gram) * (part[path].count / count) for part in parts),
+            count=count,
         )
         for path, layer in parts[0].items()
     }
