@@ -55,15 +55,13 @@ def gradient_grams(
     *,
     keep_passes: bool = False,
 ) -> dict[str, Float[Array, "..."]]:
-    """Sum over images and positions of delta delta^T for every layer, delta = d(cotangent . output) / d(layer's
-    output).
+    """Sum over images and positions of delta delta^T for every layer, delta = d(cotangent . output) / d(its output).
 
     With the rows of the identity as cotangents, the same for every image, this is `count * S` exactly; with random
     ones of E[v v^T] = I its mean is. A zero cotangent leaves an image out, which is how padding is masked.
 
     The reverse passes are unrolled: inside a loop of XLA the CPU backend runs each operation on one thread (a
-      `fori_loop`
-    took 3 to 5 times as long for VGG11), and under `vmap` it was twice as slow.
+    `fori_loop` took 3 to 5 times as long for VGG11), and under `vmap` it was twice as slow.
 
     Args:
       keep_passes: keep the m passes apart, as a first axis, instead of adding them up.

@@ -1,8 +1,8 @@
 """Carrying a donor's basis from layer to layer.
 
 The covariance of a layer after the first refers to input channels by index, and re-drawing the layer before exchanges
-these channels. So the basis is carried along. Let F be a factor of the donor's matrix, F F^T = NFM (F = W) or AGOP (F
-= W S^(1/2)), and xi a random mixing of its columns. The recipient's layer is
+these channels. So the basis is carried along. Let F be a factor of the donor's matrix, F F^T = NFM (F = W) or AGOP
+(F = W S^(1/2)), and xi a random mixing of its columns. The recipient's layer is
 
     W' = (I (x) B) F xi,       B: cin' x cin, the least-squares map with   donor's input  ~  recipient's input . B
 
@@ -11,10 +11,9 @@ recipient's pre-activations are `xi^T` times the donor's, a Gaussian mixture of 
 
 In a residual network several layers write into one stream, `h = z_1 + z_2 + ...`. Mixed each with a xi of its own, the
 recipient's stream `xi_1^T z_1 + xi_2^T z_2 + ...` would not determine h. Layers that write into one stream therefore
-share
-one xi and one scale: then the recipient's stream is a multiple of `xi^T h`, and B exists as in a chain. `streams.py`
-finds these layers. With BatchNorm between z and h this holds up to the normalisers of single channels, and the fit
-says how well.
+share one xi and one scale: then the recipient's stream is a multiple of `xi^T h`, and B exists as in a chain.
+`streams.py` finds these layers. With BatchNorm between z and h this holds up to the normalisers of single channels, and
+the fit says how well.
 
 The evidence is that of a regression of the donor's activations: partly a noisy transfer of its weights.
 """

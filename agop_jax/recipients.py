@@ -233,7 +233,7 @@ class Sweep:
             **{f"accuracy_at_{p}": accuracy_at(run.history, trainer.settings.steps, p) for p in (5, 20, 100)},
             "steps": steps,
             "seconds": round(run.seconds, 3),
-            "images_per_second": round(steps * trainer.settings.batch_size / run.seconds, 1),
+            "images_per_second": round(steps * trainer.settings.batch_size / run.seconds, 1) if steps else 0.0,
             "diverged": int(run.diverged),
         }
         self.results.append(row)

@@ -80,7 +80,8 @@ def _page(work: Work, lines: Sequence[Summary], descriptions: Mapping[str, str])
         rates=rates,
         chosen=chosen,
         edge=_rates_at_the_edge(rates, chosen),
-        fits=_pivot(work.fits, "layer", "explained_variance"),
+        fits=(fits := _pivot(work.fits, "layer", "explained_variance")),
+        poorly_fitted=_poorly_fitted(fits),
         descriptions={line.init: _description(line.init, descriptions) for line in sorted(lines, key=lambda x: x.init)},
         config=json.dumps(work.config, indent=2, ensure_ascii=False),
         environment=work.environment,
@@ -114,6 +115,11 @@ def _rates_at_the_edge(rates: Pivot, chosen: set[tuple]) -> list[str]:
     return list(dict.fromkeys(at_edge))
 
 
+def _poorly_fitted(fits: Pivot) -> list[str]:
+    """Inits with a layer whose basis was hardly carried along."""
+    return list(dict.fromkeys(key[0] for key, line in fits.lines.items() if min(line.values()) < results.POOR_FIT))
+
+
 def _description(init: str, descriptions: Mapping[str, str]) -> str:
     """A control such as 'matched_spectrum:he_agop' is described by the two parts of its name."""
     if init in descriptions:
@@ -131,7 +137,12 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "points": _points, "count": _count, "breakable": _breakable}
-    environment.globals |= {"baseline": BASELINE, "idle": summary.IDLE, "setting_name": summary.setting_name}
+    environment.globals |= {
+        "baseline": BASELINE,
+        "idle": summary.IDLE,
+        "poor_fit": results.POOR_FIT,
+        "setting_name": summary.setting_name,
+    }
     return environment.get_template("report.html.j2")
 
 

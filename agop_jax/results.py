@@ -65,6 +65,7 @@ FIT_COLUMNS: Columns = {
     "layer": str,
     "explained_variance": float,
 }
+POOR_FIT = 0.2  # explained variance below which a coupled layer is hardly better than an independent one
 # Of the donor's feature matrices ('nfm', 'agop'), largest eigenvalue first.
 SPECTRUM_COLUMNS: Columns = {"layer": str, "matrix": str, "index": int, "eigenvalue": float}
 # NFM against powers of the AGOP, as `ansatz.ansatz_report` explains; empty where a comparison has no such number.

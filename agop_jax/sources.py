@@ -100,8 +100,7 @@ class Covariance:
 
 @dataclass(frozen=True)
 class Spatial:
-    """Filters whose kh*kw x kh*kw covariance is the donor's, averaged over channels, and whose channels are
-    independent.
+    """Filters whose kh*kw x kh*kw covariance is the donor's, averaged over channels; the channels are independent.
 
     Sigma = A (x) I with A the marginal of the NFM and E|w|^2 = 2. It names no channel, so any `cin` will do.
     """

@@ -93,18 +93,15 @@ def load_arrays(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]
     described = _read_metadata(path)
     _check_files(path, described["files"])
     shapes = {name: (tuple(shape), dtype) for name, (shape, dtype) in described["shapes"].items()}
+    wanted = trees.unflatten({name: jax.ShapeDtypeStruct(*what) for name, what in shapes.items()})
     try:
-        wanted = trees.unflatten({name: jax.ShapeDtypeStruct(*what) for name, what in shapes.items()})
         with ocp.StandardCheckpointer() as checkpointer:
+            _check_shapes(path, wanted, checkpointer.metadata(path / ARRAYS).item_metadata.tree)
             found = checkpointer.restore(path / ARRAYS, wanted)
-    except (
-        Exception
-    ) as error:  # Orbax and TensorStore raise ValueError, KeyError, JSONDecodeError, FileNotFoundError, ...
+    except UserError:
+        raise
+    except Exception as error:  # Orbax, TensorStore: ValueError, KeyError, JSONDecodeError, FileNotFoundError, ...
         raise UserError(f"{str(path)!r} cannot be read ({_first_line(error)}): delete it and make it anew") from error
-    for name, array in trees.flatten(found).items():
-        if array.shape != shapes[name][0]:
-            wanted_shape = f"wanted {name} of shape {shapes[name][0]}, got {array.shape}"
-            raise UserError(f"{str(path)!r}: {wanted_shape}: delete it and make it anew")
     # committed to a device, as Orbax returns them, they would make whatever was compiled for fresh arrays compile again
     return jax.tree.map(lambda array: jnp.asarray(np.asarray(array)), found), described["metadata"]
 
@@ -114,8 +111,7 @@ def export(directory: str | os.PathLike, features: Mapping[str, LayerFeatures]) 
 
     `nfm/layer_{i}.csv` and `agop/layer_{i}.csv`, i counting the ungrouped 2-D convolutions, in that project's
     convention: patches in (cin, kh, kw) order, and for `agop` the root of a sum over 11 images. `dense.npz` holds
-      `nfm_{i}` and
-    `agop_{i}` in ours (HWI order, AGOP as a mean, no root) and `paths`.
+    `nfm_{i}` and `agop_{i}` in ours (HWI order, AGOP as a mean, no root) and `paths`.
 
     Size and time grow with k^2 a layer: 275 MB a file for k = 4608.
     """
@@ -184,6 +180,15 @@ def _check_files(path: Path, wanted: Mapping[str, list[int]]) -> None:
         if found[name] != [size, checksum]:
             state = "was changed" if found[name][0] == size else f"has {found[name][0]} bytes, wanted {size}"
             raise UserError(f"{str(path / name)!r} {state}: restore it, or delete {str(path)!r} and make it anew")
+
+
+def _check_shapes(path: Path, wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    """Before Orbax reads: it cuts or pads some arrays to the shape asked for, and fails asynchronously at others."""
+    stated, found = ({name: array.shape for name, array in trees.flatten(tree).items()} for tree in (wanted, stored))
+    for name in sorted(stated.keys() | found.keys()):
+        if stated.get(name) != found.get(name):
+            what = f"wanted {name} of shape {stated.get(name, 'none')}, got {found.get(name, 'none')}"
+            raise UserError(f"{str(path)!r}: {what}: delete it and make it anew")
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:

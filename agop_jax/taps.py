@@ -1,10 +1,9 @@
 """Gradients at the output of every layer of a model that nobody modified (Flax Linen; `taps_nnx.py` for NNX).
 
-A tap adds a zero to the output of a Conv or Dense; the gradient with respect to that zero is the gradient at the
-output.
-Taps live in variable collections, not in a Python dictionary: tracers would leak out of `nn.remat` and `nn.scan`, and a
-scan would share one tap among all its steps. The number of calls of a module is told by the *names* in a collection,
-since values inside lifted transformations are traced.
+A tap adds a zero to the output of a Conv or Dense; the gradient with respect to that zero is the gradient there. Taps
+live in variable collections, not in a Python dictionary: tracers would leak out of `nn.remat` and `nn.scan`, and a scan
+would share one tap among all its steps. The number of calls of a module is told by the *names* in a collection, since
+values inside lifted transformations are traced.
 """
 
 import contextlib

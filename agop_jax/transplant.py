@@ -15,11 +15,10 @@ from agop_jax.coupling import Donor
 from agop_jax.errors import UserError
 from agop_jax.initializers import KAIMING_NORMAL, Method, get_method
 from agop_jax.layer_features import LayerFeatures
+from agop_jax.results import POOR_FIT
 from agop_jax.sources import Copy, KernelInit
 from agop_jax.streams import residual_streams
 from agop_jax.types import Array, PRNGKey, Variables
-
-POOR_FIT = 0.2  # explained variance below which a coupled layer is as good as independent
 
 
 class Transplant(NamedTuple):
@@ -44,8 +43,7 @@ def initialize(
 
     What is not selected, and what `method` does not touch (biases, normalisation), depends on `key` and the model
     alone: recipients of one key differ only in the selected layers, so that methods can be compared in pairs. 'copy'
-      takes over
-    the biases of the selected layers too.
+    takes over the biases of the selected layers too.
 
     Args:
       model: a Linen module, of any width that the method allows.

@@ -79,12 +79,14 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
         "coupled_nfm@mixed=8",  # the dial from covariance to copy: each filter mixes 8 of the donor's,
         "coupled_nfm@mixed=1",  # or is one of them
     )
-    if mode in ("half", "double"):
+    if mode in ("half", "double"):  # a layer's own covariance fits no other number of input channels
         recipients.widths = (0.5,) if mode == "half" else (2.0,)
         copy = "copy_spaced" if mode == "half" else "copy_tiled"
-        recipients.inits = ("kaiming_normal", "lsuv", "coupled_nfm", "coupled_sqrt_agop", copy)
+        recipients.inits = ("kaiming_normal", "lsuv", "first_layer_nfm", "coupled_nfm", "coupled_sqrt_agop", copy)
+    if mode == "half":  # a quarter of the work
+        recipients.inits += ("coupled_nfm@shuffled", "coupled_nfm@untrained", "matched_spectrum:coupled_nfm", "spatial")
     if mode == "double":  # four times the work
-        recipients.seeds, recipients.learning_rates = 3, (0.02, 0.05)
+        recipients.learning_rates = (0.02, 0.05)
     if mode == "quick":
         shrink(config, inits=("kaiming_normal", "lsuv", "coupled_nfm", "copy"))
     return config

@@ -93,6 +93,16 @@ def test_a_run_of_the_grid_is_the_same_when_trained_again(make_sweep):
         assert again.results[0][name] == sweep.results[0][name]
 
 
+def test_recipient_that_starts_from_nan_is_a_row_that_says_so(make_sweep, monkeypatch):
+    sweep = make_sweep(inits=("kaiming_normal",), seeds=1)
+    start = sweep.start(sweep.cells[0], 0)
+    broken = start._replace(variables=jax.tree.map(lambda leaf: leaf * np.nan, start.variables))
+    monkeypatch.setattr(sweep, "start", lambda cell, seed: broken)
+    sweep.run()
+    (row,) = sweep.results
+    assert (row["diverged"], row["steps"], row["test_accuracy"], row["images_per_second"]) == (1, 0, 0.0, 0.0)
+
+
 def test_sizes_and_widths(make_sweep):
     sweep = make_sweep(inits=("kaiming_normal",), seeds=1, train_sizes=(0, 100), widths=(1.0, 2.0))
     everything = len(sweep.dataset.train.labels)

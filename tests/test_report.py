@@ -192,6 +192,16 @@ def test_page_is_accessible(page):
     assert len(ids) == len(set(ids))
 
 
+def test_poor_fit_is_pointed_out(tmp_path, page):
+    assert "hardly coupled" not in page  # the smallest of its fits explains 47 %
+    rows = grid(["kaiming_normal", "coupled_nfm"])
+    write_minimal(tmp_path, rows)
+    key = {"init": "coupled_nfm", "train_size": 2000, "width": 1.0, "seed": 0}
+    results.write_rows(tmp_path / "fits.csv", [{**key, "layer": "Conv_1", "explained_variance": 0.19}])
+    write_report(tmp_path, DESCRIPTIONS)
+    assert "Of a layer of coupled_nfm less than 20 % is explained" in (tmp_path / "report.html").read_text()
+
+
 def test_page_lists_every_init(finished, page):
     text = "".join(Tags(page).text)
     for init in (*ACCURACY, DIVERGING):

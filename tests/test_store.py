@@ -172,7 +172,7 @@ def test_metadata_that_state_other_arrays_are_refused(copy, name, shape):
     else:
         del described["shapes"][name]
     (copy / "metadata.json").write_text(store._sealed(described))
-    with pytest.raises(UserError, match=str(copy)):
+    with pytest.raises(UserError, match=rf"{copy}': wanted {name} of shape"):
         agop_jax.load_features(copy)
 
 
