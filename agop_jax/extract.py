@@ -118,12 +118,12 @@ class Extractor:
     def batches(self, variables: Variables) -> list[dict[str, LayerFeatures]]:
         """The features of each batch of images by itself; `merge` puts them together."""
         _require_finite(variables)
-        kernels = self._kernels(variables, self._batches[0][0][:1])
+        kernels = self._kernels(variables, jnp.asarray(self._batches[0][0][:1]))
         found = []
-        for images, labels, weights in self._batches:
-            count, total = int(weights.sum()), {}
+        for batch in self._batches:
+            count, total = int(batch[-1].sum()), {}
             for rows in self._chunks:
-                total = _add(total or None, self._step(variables, images, labels, weights, rows))
+                total = _add(total or None, self._step(variables, *map(jnp.asarray, batch), rows))
             grams = {path: gram / count for path, gram in total.items()}
             found.append(_finish(self._tapped, kernels, count, gradient_gram=grams))
         return found
@@ -203,7 +203,7 @@ def _kernels(
 ) -> dict[str, tuple[Array, Array | None]]:
     """Kernels and biases as the layers use them: masked, or transformed by a wrapper such as `nn.WeightNorm`."""
 
-    return _kernel_step(tapped)(variables, images[:1])
+    return _kernel_step(tapped)(variables, jnp.asarray(images[:1]))
 
 
 def _kernel_step(tapped: taps.TappedModel) -> Callable[..., dict[str, tuple[Array, Array | None]]]:
@@ -232,7 +232,7 @@ def _exact(tapped, kernels, output, variables, batches: Batches) -> dict[str, La
     for images, labels, weights in batches:
         chunks = chunks or _identity_chunks(_num_outputs(tapped, output, variables, images, labels))
         for rows in chunks:
-            total = _add(total, step(variables, images, labels, weights, rows))
+            total = _add(total, step(variables, *map(jnp.asarray, (images, labels, weights)), rows))
         count += int(weights.sum())
     grams = {path: gram / count for path, gram in total.items()}
     return _finish(tapped, kernels, count, gradient_gram=grams)

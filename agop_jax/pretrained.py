@@ -1,13 +1,16 @@
 """Donors that were trained elsewhere: `load_pretrained('vgg11', 'hub:timm/vgg11.tv_in1k')`."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
-from agop_jax import models, store, trees
+from agop_jax import models, store
 from agop_jax.data.sources import UNREADABLE
 from agop_jax.errors import UserError, unknown_name
 from agop_jax.models.torch_names import from_state_dict
@@ -15,6 +18,7 @@ from agop_jax.types import Variables
 
 # of ImageNet's training images, in units of pixel / 255: what torchvision, timm and most others normalise with
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HUB_TIMEOUT = 5  # seconds
 
 
 class Pretrained(NamedTuple):
@@ -94,8 +98,62 @@ def _npz(name: str, path: str, fields: Mapping[str, Any]) -> Pretrained:
     return _of_state(name, state, str(file), fields)
 
 
+def _safetensors(name: str, path: str, fields: Mapping[str, Any]) -> Pretrained:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"donor: no file {str(file)!r}")
+    try:
+        state = load_file(file)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:  # the last three: a type NumPy lacks
+        raise UserError(f"donor: {str(file)!r} is no readable .safetensors file ({error})") from None
+    return _of_state(name, state, str(file), fields)
+
+
+def _hub(name: str, repository: str, fields: Mapping[str, Any]) -> Pretrained:
+    """`model.safetensors` with the normalisation that timm keeps beside it in `config.json`."""
+    file, config = (_fetch(repository, file) for file in ("model.safetensors", "config.json"))
+    loaded = _safetensors(name, file, fields)
+    try:
+        about = json.loads(Path(config).read_text()).get("pretrained_cfg", {})
+    except ValueError as error:
+        raise UserError(f"donor 'hub:{repository}': {config!r} is no readable JSON file ({error})") from None
+    return loaded._replace(mean=tuple(about.get("mean", IMAGENET_MEAN)), std=tuple(about.get("std", IMAGENET_STD)))
+
+
+def _fetch(repository: str, file: str) -> str:
+    """The path of a file in the hub's cache, downloaded if it is not there yet."""
+    try:
+        from huggingface_hub import constants, errors, hf_hub_download, utils
+    except ImportError:
+        raise UserError("donor source 'hub' needs huggingface_hub: pip install 'agop_jax[hub]'") from None
+    try:
+        return hf_hub_download(repository, file, local_files_only=True)
+    except errors.LocalEntryNotFoundError:
+        pass
+    except errors.HFValidationError as error:
+        raise UserError(f"donor source 'hub:{repository}': wanted OWNER/NAME ({_line(error)})") from None
+    try:  # asked once and shortly: the download itself would retry for most of a minute
+        utils.get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+    except Exception as error:  # of whatever HTTP library the installed hub uses
+        reason = f"is not cached and {constants.ENDPOINT} cannot be reached ({_line(error)})"
+        raise UserError(f"donor 'hub:{repository}': {file} {reason}: download it on a machine that can") from None
+    try:
+        return hf_hub_download(repository, file)
+    except (errors.HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(f"donor 'hub:{repository}': {file} cannot be downloaded ({_line(error)})") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def _of_state(name: str, state: Mapping[str, np.ndarray], where: str, fields: Mapping[str, Any]) -> Pretrained:
     return Pretrained(*from_state_dict(name, state, repr(where), **fields), IMAGENET_MEAN, IMAGENET_STD)
 
 
-SOURCES: dict[str, Callable[[str, str, Mapping[str, Any]], Pretrained]] = {"orbax": _orbax, "npz": _npz}
+SOURCES: dict[str, Callable[[str, str, Mapping[str, Any]], Pretrained]] = {
+    "orbax": _orbax,
+    "npz": _npz,
+    "safetensors": _safetensors,
+    "hub": _hub,
+}

@@ -36,8 +36,8 @@ class LeNet5(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
         """Logits of normalised images."""
-        if min(x.shape[1:3]) < 12:
-            raise UserError(f"lenet5: wanted images of at least 12 x 12, got {x.shape[1]} x {x.shape[2]}")
+        if min(x.shape[1:3]) < 16:
+            raise UserError(f"lenet5: wanted images of at least 16 x 16, got {x.shape[1]} x {x.shape[2]}")
         x = max_pool(nn.relu(Conv(scaled(6, self.width), (5, 5), padding=2 if x.shape[1] == 28 else 0)(x)))
         x = max_pool(nn.relu(Conv(scaled(16, self.width), (5, 5), padding="VALID")(x)))
         x = x.reshape(len(x), -1)
