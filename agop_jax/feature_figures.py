@@ -105,7 +105,8 @@ def _show(axes: Axes, image: np.ndarray, title: str = "") -> None:
 @matplotlib.rc_context(IMAGE_STYLE)
 def feature_maps(layers: Mapping[str, np.ndarray]) -> Figure:
     """The channels of largest variance of each layer's output (h, w, cout), a row a layer, numbers as titles."""
-    figure = Figure(figsize=(WIDTH, 0.2 + 1.08 * len(layers)))
+    h, w = np.shape(next(iter(layers.values())))[:2]
+    figure = Figure(figsize=(WIDTH, 0.2 + (0.2 + WIDTH / MAPS_SHOWN * h / w) * len(layers)))
     grid = figure.subplots(len(layers), MAPS_SHOWN, squeeze=False)
     for row, (path, maps) in zip(grid, layers.items(), strict=True):
         maps = np.asarray(maps)
