@@ -1,5 +1,6 @@
 """Initial weights for CNNs from the feature matrices of a trained CNN, and the evidence of whether they help."""
 
+from agop_jax.ansatz import ansatz_report
 from agop_jax.coupling import Donor
 from agop_jax.errors import UserError
 from agop_jax.extract import extract
@@ -19,6 +20,7 @@ __all__ = [
     "LayerFeatures",
     "Pretrained",
     "UserError",
+    "ansatz_report",
     "covariance",
     "export",
     "extract",

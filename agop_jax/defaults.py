@@ -42,6 +42,15 @@ def experiment_config() -> ml_collections.ConfigDict:
     config.features.num_images = 512  # of the donor's training split
     config.features.batch_size = 128  # images in one compiled step
 
+    config.ansatz = ml_collections.ConfigDict()  # is the donor's NFM proportional to a power of its AGOP?
+    config.ansatz.powers = (0.5, 1.0)  # of the AGOP
+    config.ansatz.draws = 100  # random rotations for the null; 0, or features.method 'probe': no such report
+    config.ansatz.resamples = 100  # bootstrap samples for the interval of the best-fitting power
+
+    config.pictures = ml_collections.ConfigDict()
+    config.pictures.image = ""  # PNG or JPEG to be seen through the donor's layers; empty: its first test image
+    config.pictures.layers = ".*"  # regular expression: through which convolutions
+
     config.train = train_config(steps=200)  # recipients
 
     config.recipients = ml_collections.ConfigDict()
@@ -74,5 +83,6 @@ def shrink(config: Any, inits: tuple[str, ...]) -> None:
     """Makes a config a smoke run of seconds: what `configs/x.py:quick` gives."""
     config.donor.train.steps = config.train.steps = 20
     config.features.num_images = config.recipients.num_images = 64
+    config.ansatz.draws, config.ansatz.resamples = 10, 10
     config.recipients.inits, config.recipients.seeds, config.recipients.tuning_seeds = inits, 2, 1
     config.recipients.learning_rates = config.recipients.learning_rates[:1]

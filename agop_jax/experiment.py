@@ -4,10 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-from agop_jax import report, results, workdir
+import numpy as np
+
+from agop_jax import gallery, report, results, workdir
 from agop_jax.agop import output_function
 from agop_jax.data import Dataset, load
-from agop_jax.donors import DonorNetwork, donor_network, load_donor, spectra, stored_donor, untrained_donor
+from agop_jax.donors import (
+    DonorNetwork,
+    donor_network,
+    feature_images,
+    load_donor,
+    network_batches,
+    spectra,
+    stored_donor,
+    untrained_donor,
+)
 from agop_jax.errors import UserError, unknown_name
 from agop_jax.extract import METHODS
 from agop_jax.initializers import INITIALIZERS, Method, get_method
@@ -38,6 +49,8 @@ def run(config: Any, directory: str | Path) -> str:
         donors = make_donors(config, donor_data, path, stages, methods)
         if donors:
             results.write_rows(path / SPECTRA, spectra(donors["trained"].features))
+        if donors and not config.features.source:
+            describe_donor(config, donor_data, donors["trained"], path)
         if "recipients" in stages:
             Sweep(path, config, recipient_data, donors).run()
         if "report" in stages:
@@ -50,6 +63,8 @@ def check_names(config: Any) -> list[Method]:
     if config.features.method not in METHODS:
         raise unknown_name("method", config.features.method, METHODS)
     output_function(config.features.outputs)
+    if config.pictures.image:
+        gallery.read_picture(config.pictures.image)
     return [get_method(init) for init in config.recipients.inits]
 
 
@@ -123,3 +138,13 @@ def _require(stages: list[str], stage: str, made: Path) -> None:
             f"config.stages leaves out {stage!r}, and {str(made)!r} is not there: run --config.stages={stage} in "
             "this workdir first"
         )
+
+
+def describe_donor(config: Any, dataset: Dataset, donor: DonorNetwork, path: Path) -> None:
+    """What it learned: the ansatz with its null, on the images of the features, and pictures."""
+    used = feature_images(config, dataset)
+    batches = network_batches(donor.pipeline, used, config.features.batch_size)
+    images = np.concatenate([np.asarray(batch) for batch, _ in batches])
+    start = None if config.donor.source else untrained_donor(config, dataset, donor.model)
+    gallery.write_ansatz(path, config, donor, start, images, used.labels)
+    gallery.write_gallery(path, config, donor, dataset)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -70,7 +70,7 @@ def extract(
     first = next(batches, None)
     if first is None:
         raise UserError("extract: wanted at least one image, got none")
-    variables, tapped = _tap(model, variables, jnp.asarray(first[0]), **(apply_kwargs or {}))
+    variables, tapped = tap(model, variables, jnp.asarray(first[0]), **(apply_kwargs or {}))
     _require_finite(variables)
     num_classes = _num_classes(tapped, variables, first[0])
     batches = itertools.chain([first], batches)
@@ -83,6 +83,66 @@ def extract(
     if method == "gram":
         return _exact(tapped, kernels, output, variables, bar)
     return _probed(tapped, kernels, output, variables, bar, num_probes, jax.random.key(0) if key is None else key)
+
+
+class Extractor:
+    """`extract` by reverse passes for one network on the same images again and again: compiled once.
+
+    Args:
+      model, variables, images, outputs, labels, batch_size, apply_kwargs: as for `extract`; images as one array.
+        `variables` give shapes only, and the features are those of the variables of each call.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        variables: Variables | None,
+        images: Any,
+        *,
+        outputs: agop.Outputs = "logits",
+        labels: Any = None,
+        batch_size: int = 64,
+        apply_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        output = agop.output_function(outputs)
+        self._batches = list(stream(images, labels, batch_size))
+        if not self._batches:
+            raise UserError("extract: wanted at least one image, got none")
+        first, labels, _ = self._batches[0]
+        self.variables, self._tapped = tap(model, variables, jnp.asarray(first), **(apply_kwargs or {}))
+        if outputs == "loss":
+            self._batches = list(_labelled(self._batches, _num_classes(self._tapped, self.variables, first)))
+        self._chunks = _identity_chunks(_num_outputs(self._tapped, output, self.variables, first, labels))
+        self._kernels, self._step = _kernel_step(self._tapped), _exact_step(self._tapped, output)
+
+    def batches(self, variables: Variables) -> list[dict[str, LayerFeatures]]:
+        """The features of each batch of images by itself; `merge` puts them together."""
+        _require_finite(variables)
+        kernels = self._kernels(variables, jnp.asarray(self._batches[0][0][:1]))
+        found = []
+        for batch in self._batches:
+            count, total = int(batch[-1].sum()), {}
+            for rows in self._chunks:
+                total = _add(total or None, self._step(variables, *map(jnp.asarray, batch), rows))
+            grams = {path: gram / count for path, gram in total.items()}
+            found.append(_finish(self._tapped, kernels, count, gradient_gram=grams))
+        return found
+
+    def __call__(self, variables: Variables) -> dict[str, LayerFeatures]:
+        """What `extract(model, variables, images)` returns."""
+        return merge(self.batches(variables))
+
+
+def merge(parts: Sequence[Mapping[str, LayerFeatures]]) -> dict[str, LayerFeatures]:
+    """The features over all images from those of disjoint parts, weighted by their numbers of images."""
+    count = sum(next(iter(part.values())).count for part in parts)
+    return {
+        path: layer.replace(
+            gradient_gram=sum(jnp.asarray(part[path].gradient_gram) * (part[path].count / count) for part in parts),
+            count=count,
+        )
+        for path, layer in parts[0].items()
+    }
 
 
 def stream(images: Any, labels: Any, batch_size: int) -> Iterator[Batch]:
@@ -129,7 +189,8 @@ def _require_finite(variables: Variables) -> None:
             raise UserError(f"variable {name!r} holds NaN or infinity: did the donor's training diverge?")
 
 
-def _tap(model: Any, variables: Variables | None, images: Array, **kwargs: Any) -> tuple[Variables, taps.TappedModel]:
+def tap(model: Any, variables: Variables | None, images: Array, **kwargs: Any) -> tuple[Variables, taps.TappedModel]:
+    """Of a Linen or NNX model, with the variables to apply it to: an NNX model's own where None are given."""
     if isinstance(model, nnx.Module):
         return taps_nnx.tap(model, variables, images, **kwargs)
     if variables is None:
@@ -142,19 +203,30 @@ def _kernels(
 ) -> dict[str, tuple[Array, Array | None]]:
     """Kernels and biases as the layers use them: masked, or transformed by a wrapper such as `nn.WeightNorm`."""
 
+    return _kernel_step(tapped)(variables, jnp.asarray(images[:1]))
+
+
+def _kernel_step(tapped: taps.TappedModel) -> Callable[..., dict[str, tuple[Array, Array | None]]]:
     def used(variables: Variables, images: Array) -> dict[str, tuple[Array, Array | None]]:
         _, records = tapped.apply(variables, None, images)
         return {path: (calls[0].kernel, calls[0].bias) for path, calls in records.items()}
 
-    return jax.jit(used)(variables, images[:1])
+    return jax.jit(used)
 
 
-def _exact(tapped, kernels, output, variables, batches: Batches) -> dict[str, LayerFeatures]:
+def _exact_step(tapped: taps.TappedModel, output: agop.OutputFunction) -> Callable[..., dict[str, Array]]:
+    """Compiled: the gradient Gram matrices of a batch, summed over images and over these rows of cotangents."""
+
     @jax.jit
     def step(variables, images, labels, weights, rows):
         cotangents = rows[:, None, :] * weights[None, :, None]
         return agop.gradient_grams(tapped, output, variables, images, labels, cotangents)
 
+    return step
+
+
+def _exact(tapped, kernels, output, variables, batches: Batches) -> dict[str, LayerFeatures]:
+    step = _exact_step(tapped, output)
     total: Any = None
     count, chunks = 0, []
     for images, labels, weights in batches:

@@ -121,7 +121,7 @@ def _draw_dots(axes: Axes, y: int, row: Dots, baseline: str) -> None:
 
 
 def _label_rows(axes: Axes, names: Sequence[str], baseline: str) -> None:
-    axes.set_yticks(range(len(names)), [_wrapped(name) for name in names], linespacing=0.95)
+    axes.set_yticks(range(len(names)), [wrapped(name) for name in names], linespacing=0.95)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
@@ -141,7 +141,7 @@ def small_multiples(
       percent: y is a fraction, to be shown in per cent.
       points: x is a few measured values on a log scale (sizes, widths) rather than a course over time.
     """
-    figure, panels = _panels([_wrapped(name) for name in curves], 1.42)
+    figure, panels = panel_grid([wrapped(name) for name in curves], 1.42)
     line = "o-" if points else "-"
     for axes, (name, curve) in zip(panels, curves.items(), strict=True):
         if name != baseline and baseline in curves:
@@ -178,7 +178,7 @@ def _scale_panels(axes: Axes, curves: Sequence[Curve], percent: bool, points: bo
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
 
 
-def _panels(titles: Sequence[str], height: float, share: bool = True) -> tuple[Figure, list[Axes]]:
+def panel_grid(titles: Sequence[str], height: float, share: bool = True) -> tuple[Figure, list[Axes]]:
     """One panel a title, `COLUMNS` a row, with tick labels at the left and under the last of each column."""
     columns = min(COLUMNS, len(titles))
     rows = math.ceil(len(titles) / columns)
@@ -193,14 +193,14 @@ def _panels(titles: Sequence[str], height: float, share: bool = True) -> tuple[F
     return figure, panels[: len(titles)]
 
 
-def _wrapped(name: str, limit: int = 21) -> str:
+def wrapped(name: str, limit: int = 21) -> str:
     """A name too long for its panel, broken after a ':' or '_'."""
     if len(name) <= limit:
         return name
     breaks = [i + 1 for i, letter in enumerate(name[:limit]) if letter in ":_"]
     colon = name.find(":") + 1
     at = colon if 0 < colon <= limit else (breaks or [limit])[-1]
-    return name[:at] + "\n" + _wrapped(name[at:], limit)
+    return name[:at] + "\n" + wrapped(name[at:], limit)
 
 
 @matplotlib.rc_context(STYLE)
@@ -220,7 +220,7 @@ def training_course(train: Curve, validation: Curve) -> Figure:
 @matplotlib.rc_context(STYLE)
 def spectra(layers: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Eigenvalues of the donor's NFM and AGOP, layer -> matrix -> values from the largest, as shares of the trace."""
-    figure, panels = _panels([_wrapped(layer) for layer in layers], 1.55, share=False)
+    figure, panels = panel_grid([wrapped(layer) for layer in layers], 1.55, share=False)
     styles = {"nfm": (BLUE, "-"), "agop": (VERMILLION, "--")}
     for axes, matrices in zip(panels, layers.values(), strict=True):
         for name, values in matrices.items():
@@ -255,15 +255,15 @@ def first_layer_filters(kernels: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
     grid = figure.subplots(len(kernels), 2, squeeze=False, gridspec_kw={"wspace": 0.05})
     for row, (name, pair) in zip(grid, kernels.items(), strict=True):
         for axes, kernel in zip(row, pair, strict=True):
-            axes.imshow(_strip(kernel), interpolation="nearest")
+            axes.imshow(strip(kernel), interpolation="nearest")
             axes.set(xticks=[], yticks=[], frame_on=False)
-        row[0].set_ylabel(_wrapped(name), rotation=0, ha="right", va="center")
+        row[0].set_ylabel(wrapped(name), rotation=0, ha="right", va="center")
     for axes, title in zip(grid[0], ("initial", "trained"), strict=True):
         axes.set_title(title, loc="left", pad=3)
     return figure
 
 
-def _strip(kernel: np.ndarray) -> np.ndarray:
+def strip(kernel: np.ndarray) -> np.ndarray:
     """(kh, kw, cin, cout) -> one RGB image with the first filters side by side, a white line between them."""
     kernel = np.nan_to_num(np.asarray(kernel, float), posinf=0, neginf=0)[..., :FILTERS_SHOWN]
     if kernel.shape[2] != 3:

@@ -2,14 +2,16 @@
 
 import base64
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from agop_jax import figures, summary
-from agop_jax.results import Row, Work
+from agop_jax import feature_figures, figures, summary
+from agop_jax.results import Row, Work, read_text
 from agop_jax.summary import BASELINE, Summary
+
+ANSATZ_COMPARISONS = ("trained", "untrained", "centred")  # of `ansatz.csv`, those that are shown
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,76 @@ def filters(work: Work, lines: Sequence[Summary]) -> list[Picture]:
     return [_picture(work, "filters", figures.first_layer_filters(ordered), caption, alt, photo=True)]
 
 
+def ansatz(work: Work) -> list[Picture]:
+    """The donor's NFM against powers of its AGOP, beside the null and the untrained network."""
+    if not work.ansatz:
+        return []
+    caption = (
+        "Correlation of each layer's NFM with powers of its AGOP, over all entries. The two share the layer's weights, "
+        "so they correlate whatever was learned. Bar: the same with the gradients' matrix turned at random, from the "
+        "mean to the 95th percentile. Grey diamond: an untrained network. Square: the change of the weights alone, "
+        "W - W0, against the AGOP. Right: the power of the best correlation, with its 95 % interval over batches."
+    )
+    alt = "Correlation of NFM and AGOP, layer by layer, beside the untrained network and the null; see ansatz.csv."
+    return [_picture(work, "ansatz", feature_figures.ansatz(work.ansatz), caption, alt)]
+
+
+def gallery(work: Work) -> list[Picture]:
+    """What was drawn of the donor when it was at hand; the files are there already."""
+    found = []
+    for entry in work.gallery:
+        svg = read_text(work.path / "figures" / f"{entry['name']}.svg")
+        found.append(Picture(_data_uri(svg.encode()), entry["caption"], entry["alt"], entry["width"], photo=True))
+    return found
+
+
+def ansatz_words(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """In how many layers training raised the correlation, and over what: (a few words that lead in, the rest).
+
+    Layers whose S is a multiple of the identity, such as a last Dense with the logits as outputs, are left out: there
+    AGOP and NFM are one matrix up to a factor, whatever the weights.
+    """
+    found = []
+    idle = {row["layer"] for row in rows if row["comparison"] == "trained" and _trivial(row)}
+    rows = [row for row in rows if row["layer"] not in idle]
+    for power in sorted({row["power"] for row in rows if not row["fitted"] and row["comparison"] == "trained"}):
+        chosen = [row for row in rows if not row["fitted"] and row["power"] == power]
+        by_layer = {name: {r["layer"]: r for r in chosen if r["comparison"] == name} for name in ANSATZ_COMPARISONS}
+        trained, before, centred = (by_layer[name] for name in ANSATZ_COMPARISONS)
+        parts = [
+            _exceeding(
+                "the 95th percentile of the null", trained, {k: r["null_pearson_95"] for k, r in trained.items()}
+            )
+        ]
+        if before:
+            parts.append(_exceeding("the untrained network", trained, {k: r["pearson"] for k, r in before.items()}))
+        if centred:
+            null = {k: r["null_pearson_95"] for k, r in centred.items()}
+            parts.append(f"the change W - W0 {_exceeding('its own null', centred, null)}")
+        found.append((f"NFM against AGOP^{power:g}, Pearson", "; ".join(parts) + "."))
+    if idle:
+        found.append(("Trivial, the gradients' matrix being isotropic", ", ".join(sorted(idle)) + "."))
+    return found
+
+
+def _trivial(row: Row) -> bool:
+    """No rotation of S changes anything."""
+    return max(abs(row["pearson"] - row[f"null_pearson_{end}"]) for end in ("mean", "95")) < 1e-6
+
+
+def _exceeding(than: str, rows: Mapping[str, Row], limits: Mapping[str, float]) -> str:
+    below = [layer for layer, row in rows.items() if not row["pearson"] > limits[layer]]
+    text = f"above {than} in {len(rows) - len(below)} of {len(rows)} layers"
+    return text + (f" (not in {', '.join(below)})" if below else "")
+
+
 def _picture(work: Work, name: str, figure: figures.Figure, caption: str, alt: str, photo: bool = False) -> Picture:
     svg = figures.save(figure, work.path / "figures" / name)
-    return Picture(
-        "data:image/svg+xml;base64," + base64.b64encode(svg).decode(), caption, alt, figure.get_figwidth(), photo
-    )
+    return Picture(_data_uri(svg), caption, alt, figure.get_figwidth(), photo)
+
+
+def _data_uri(svg: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
 def _seeds(lines: Sequence[Summary]) -> str:

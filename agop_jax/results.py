@@ -68,6 +68,21 @@ FIT_COLUMNS: Columns = {
 POOR_FIT = 0.2  # explained variance below which a coupled layer is hardly better than an independent one
 # Of the donor's feature matrices ('nfm', 'agop'), largest eigenvalue first.
 SPECTRUM_COLUMNS: Columns = {"layer": str, "matrix": str, "index": int, "eigenvalue": float}
+# NFM against powers of the AGOP, as `ansatz.ansatz_report` explains; empty where a comparison has no such number.
+ANSATZ_COLUMNS: Columns = {
+    "layer": str,
+    "comparison": str,
+    "power": float,
+    "fitted": int,
+    "power_low": float,
+    "power_high": float,
+    "pearson": float,
+    "null_pearson_mean": float,
+    "null_pearson_95": float,
+    "cosine": float,
+    "null_cosine_mean": float,
+    "null_cosine_95": float,
+}
 
 METRIC_NAMES = ("step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 
@@ -205,6 +220,8 @@ class Work:
     rates: list[Row]
     fits: list[Row]
     spectra: list[Row]
+    ansatz: list[Row]
+    gallery: list[Row]
     filters: dict[str, Kernels]
 
 
@@ -223,6 +240,8 @@ def read_work(path: str | os.PathLike) -> Work:
         rates=read_optional_table(path / "learning_rates.csv", RATE_COLUMNS),
         fits=read_optional_table(path / "fits.csv", FIT_COLUMNS),
         spectra=read_optional_table(path / "spectra.csv", SPECTRUM_COLUMNS),
+        gallery=read_json(path / "gallery.json")["entries"] if (path / "gallery.json").exists() else [],
+        ansatz=read_optional_table(path / "ansatz.csv", ANSATZ_COLUMNS),
         filters=_read_filters(path, rows),
     )
 

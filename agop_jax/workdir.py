@@ -20,12 +20,15 @@ from agop_jax.results import atomic_write_text, read_text
 CONFIG, DATA, ENVIRONMENT, LOCK = "config.json", "data.json", "environment.json", ".lock"
 DONOR, FEATURES, CHECKPOINTS = "donor", "features", "checkpoints"
 RESULTS, RATES, FITS, SPECTRA = "results.csv", "learning_rates.csv", "fits.csv", "spectra.csv"
+ANSATZ, GALLERY = "ansatz.csv", "gallery.json"
 
 # May change from one call to the next in the same directory: they select which results are there, not what they are.
 EXTENDABLE = (
     "question",
     "stages",
     "save_every",
+    "pictures.image",
+    "pictures.layers",
     "recipients.inits",
     "recipients.seeds",
     "recipients.train_sizes",

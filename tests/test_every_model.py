@@ -34,7 +34,7 @@ def network(request):
     model = models.create(name, CLASSES, **fields)
     images = np.random.default_rng(0).integers(0, 256, (BATCH, size, size, 3), dtype=np.uint8)
     trainer = Trainer(model, Pipeline((0.5,) * 3, (0.25,) * 3), Settings(steps=2, batch_size=BATCH))
-    sample = trainer.pipeline.normalize(jnp.asarray(images))
+    sample = trainer.pipeline(jnp.asarray(images))
     variables = initialize(model, jax.random.key(0), sample, None, "kaiming_normal")
     features = extract(model, variables, np.asarray(sample), outputs=[0], batch_size=BATCH, progress=False)
     return images, sample, trainer, features

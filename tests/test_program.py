@@ -2,12 +2,14 @@
 
 import csv
 import fcntl
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
 
@@ -49,6 +51,31 @@ def test_leaves_what_the_readme_promises(finished):
     assert list((finished / "tensorboard" / "donor").iterdir())
 
 
+def test_leaves_what_the_donor_learned(finished):
+    with (finished / "ansatz.csv").open() as file:
+        layers = {(row["layer"], row["comparison"]) for row in csv.DictReader(file)}
+    comparisons = ("trained", "centred", "untrained", "centred_both", "initial")
+    assert layers == {(f"Conv_{i}", c) for i in range(3) for c in comparisons} | {("Dense_0", c) for c in comparisons}
+    shown = [entry["name"] for entry in json.loads((finished / "gallery.json").read_text())["entries"]]
+    assert shown == ["donor_heat_maps", "donor_eigenvectors", "donor_transforms", "donor_feature_maps"]
+    assert all((finished / "figures" / f"{name}.png").stat().st_size > 0 for name in shown)
+    page = (finished / "report.html").read_text()
+    assert "What the donor learned" in page
+    assert "A picture through the square root" in page
+
+
+def test_another_picture_is_drawn_anew(finished, tmp_path):
+    """In colour and of another size, for a donor of grey 8 x 8 images; nothing but pictures and page changes."""
+    workdir, photograph = tmp_path / "copy", tmp_path / "photograph.png"
+    shutil.copytree(finished, workdir)
+    matplotlib.image.imsave(photograph, np.random.default_rng(0).random((20, 30, 3)))
+    before = contents(workdir)
+    assert call(workdir, f"--config.pictures.image={photograph}").returncode == 0
+    changed = {name for name, data in contents(workdir).items() if data != before.get(name)}
+    drawn = {f"figures/donor_{name}.{kind}" for name in ("transforms", "feature_maps") for kind in ("png", "svg")}
+    assert changed == drawn | {"gallery.json", "config.json", "environment.json", "report.html"}
+
+
 def test_second_call_redoes_nothing_and_more_seeds_only_add(finished, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(finished, workdir)
@@ -87,6 +114,7 @@ BAD = {
     "model": (["--config.model.name=vgg"], ["unknown model 'vgg'", "vgg11"]),
     "too small": (["--config.model.name=small_cnn", "--config.data.validation=2.0"], ["fraction between 0 and 1"]),
     "method": (["--config.features.method=grams"], ["unknown method 'grams'", "Did you mean 'gram'"]),
+    "picture": (["--config.pictures.image=/nowhere.png"], ["'/nowhere.png' is no readable picture"]),
     "diverging donor": (["--config.donor.learning_rate=1e30"], ["diverged", "lower config.donor.learning_rate"]),
 }
 

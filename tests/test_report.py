@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from agop_jax import figures, results
+from agop_jax import feature_figures, figures, pictures, results
 from agop_jax.errors import UserError
 from agop_jax.report import write_report
 
@@ -368,8 +368,40 @@ def test_recipient_name():
 def test_patches_are_scaled_about_grey():
     kernel = np.zeros((1, 1, 1, 2))
     kernel[..., 0] = -3.0
-    strip = figures._strip(kernel)
+    strip = figures.strip(kernel)
     assert strip.shape == (8, 8 + 3 + 8, 3)
     assert (strip[:, :8] == 0).all()
     assert (strip[:, 8:11] == 1).all()
     assert (strip[:, 11:] == 0.5).all()
+
+
+def ansatz_row(layer, comparison, power, pearson, null, fitted=0):
+    row = dict.fromkeys(results.ANSATZ_COLUMNS, math.nan)
+    place = {"layer": layer, "comparison": comparison, "power": power, "fitted": fitted, "pearson": pearson}
+    return row | place | {"null_pearson_mean": null - 0.1, "null_pearson_95": null}
+
+
+def test_the_ansatz_in_words_names_the_layers_that_do_not_exceed():
+    rows = [
+        *(ansatz_row("Conv_0", name, 1.0, r, 0.8) for name, r in (("trained", 0.9), ("untrained", 0.95))),
+        *(ansatz_row("Conv_1", name, 1.0, r, 0.8) for name, r in (("trained", 0.7), ("untrained", 0.6))),
+        *(ansatz_row(f"Conv_{i}", "centred", 1.0, 0.3, 0.2) for i in (0, 1)),
+        ansatz_row("Dense_0", "trained", 1.0, 1.0, 1.0) | {"null_pearson_mean": 1.0},
+        ansatz_row("Conv_0", "trained", 0.3, 0.99, 0.8, fitted=1),
+    ]
+    (lead, text), (_, idle) = pictures.ansatz_words(rows)
+    assert lead == "NFM against AGOP^1, Pearson"
+    assert text == (
+        "above the 95th percentile of the null in 1 of 2 layers (not in Conv_1); above the untrained network in 1 of 2 "
+        "layers (not in Conv_0); the change W - W0 above its own null in 2 of 2 layers."
+    )
+    assert idle == "Dense_0."
+    assert len(feature_figures.ansatz(rows).axes) == 2
+
+
+def test_a_gallery_whose_picture_is_gone_is_named(tmp_path):
+    write_minimal(tmp_path, grid(["nfm"]))
+    entry = {"name": "donor_transforms", "caption": "c", "alt": "a", "width": 5.0}
+    results.atomic_write_text(tmp_path / "gallery.json", json.dumps({"entries": [entry]}))
+    with pytest.raises(UserError, match=r"donor_transforms\.svg"):
+        write_report(tmp_path, {})
