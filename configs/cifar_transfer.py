@@ -3,7 +3,7 @@
 Command:  python -m agop_jax.main --config=configs/cifar_transfer.py --workdir=runs/transfer \
               --config.data.name=npz:cifar10.npz --config.donor.data=npz:cifar100.npz
           and with `configs/cifar_transfer.py:half` and `:double` for recipients of half and twice the donor's width.
-Cost:     50 minutes on 2 CPU cores; half width 5 minutes, double width (3 seeds, 2 rates) 25 minutes.
+Cost:     50 minutes on 2 CPU cores; half width 15 minutes, twice the width an hour on one core.
 Result:   test accuracy in %, mean and 95 % t interval over 5 paired seeds, learning rate by validation on one seed;
           float32, CPU, jax 0.10.2; donor 40.5 % on its own test set (CIFAR-100, 22,500 training images)
 
@@ -32,9 +32,22 @@ Result:   test accuracy in %, mean and 95 % t interval over 5 paired seeds, lear
           well as the donor's as long as the fit is true, so what helps is the regression on the donor's activations,
           not the covariance.
 
-          Half width (5 seeds): copy_spaced 51.8 +- 0.3, coupled_sqrt_agop 44.2 +- 1.2, coupled_nfm 43.2 +- 2.5,
-          lsuv 41.4 +- 1.7, kaiming_normal 38.0 +- 3.1.
-          DOUBLE
+          Half width                                      Twice the width (2 rates)
+              copy_spaced                   50.8 +- 1.0       copy_tiled         59.7 +- 0.6
+              coupled_nfm                   44.1 +- 1.8       coupled_sqrt_agop  50.8 +- 1.3
+              coupled_sqrt_agop             43.7 +- 1.8       coupled_nfm        49.4 +- 2.1
+              matched_spectrum:coupled_nfm  42.9 +- 2.0       lsuv               44.5 +- 1.8
+              coupled_nfm@shuffled          42.3 +- 1.8       first_layer_nfm    44.0 +- 2.4
+              lsuv                          41.5 +- 1.8       kaiming_normal     41.3 +- 2.8
+              coupled_nfm@untrained         41.0 +- 1.6
+              first_layer_nfm               40.6 +- 3.3
+              kaiming_normal                38.2 +- 3.2
+              spatial                       32.7 +- 8.6
+
+          At twice the width all of these are better than kaiming_normal after correction for 5 comparisons; at half width
+          copy_spaced and matched_spectrum:coupled_nfm, of 9. The wider the recipient, the better its channels span the
+          donor's (explained variance at the last layer 0.31, 0.44, 0.56), and the more coupled inits gain over lsuv:
+          2.4, 3.0 and 5.6 points (mean of coupled_nfm and coupled_sqrt_agop).
 """
 
 import ml_collections
