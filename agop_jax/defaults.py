@@ -55,9 +55,7 @@ def experiment_config() -> ml_collections.ConfigDict:
 
     config.recipients = ml_collections.ConfigDict()
     config.recipients.inits = ("kaiming_normal", "matched_isotropic", "matched_spectrum", "nfm")
-    config.recipients.layers = (
-        ".*Conv_.*"  # regular expression: which layers are drawn anew; the rest is paired by seed
-    )
+    config.recipients.layers = ".*Conv_.*"  # regular expression: layers to draw anew; the rest is paired by seed
     config.recipients.seeds = 5  # paired runs of each init
     config.recipients.train_sizes = (0,)  # training images; 0: all
     config.recipients.widths = (1.0,)  # factors on the number of channels

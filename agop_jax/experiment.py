@@ -48,7 +48,7 @@ def run(config: Any, directory: str | Path) -> str:
         results.atomic_write_text(path / DATA, json.dumps(describe(recipient_data), indent=1))
         donors = make_donors(config, donor_data, path, stages, methods)
         if donors:
-            results.write_rows(path / SPECTRA, spectra(donors["trained"].features))
+            results.write_rows(path / SPECTRA, spectra(donors["trained"].features, config.recipients.layers))
         if donors and not config.features.source:
             describe_donor(config, donor_data, donors["trained"], path)
         if "recipients" in stages:

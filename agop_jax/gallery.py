@@ -45,6 +45,7 @@ def write_ansatz(
         images,
         None if untrained is None else untrained.variables,
         powers=tuple(wanted.powers),
+        layers=config.recipients.layers,
         draws=wanted.draws,
         resamples=wanted.resamples,
         outputs=outputs,
