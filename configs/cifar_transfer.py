@@ -44,10 +44,10 @@ Result:   test accuracy in %, mean and 95 % t interval over 5 paired seeds, lear
               kaiming_normal                38.2 +- 3.2
               spatial                       32.7 +- 8.6
 
-          At twice the width all of these are better than kaiming_normal after correction for 5 comparisons; at half width
-          copy_spaced and matched_spectrum:coupled_nfm, of 9. The wider the recipient, the better its channels span the
-          donor's (explained variance at the last layer 0.31, 0.44, 0.56), and the more coupled inits gain over lsuv:
-          2.4, 3.0 and 5.6 points (mean of coupled_nfm and coupled_sqrt_agop).
+          At twice the width all of these are better than kaiming_normal after correction for 5 comparisons; at half
+          width copy_spaced and matched_spectrum:coupled_nfm, of 9. The wider the recipient, the better its channels
+          span the donor's (explained variance at the last layer 0.31, 0.44, 0.56), and the more coupled inits gain over
+          lsuv: 2.4, 3.0 and 5.6 points (mean of coupled_nfm and coupled_sqrt_agop).
 """
 
 import ml_collections
