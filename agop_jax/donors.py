@@ -73,9 +73,10 @@ def keep_source(config: Any, dataset: Dataset, path: Path) -> None:
 
 def train_donor(config: Any, dataset: Dataset, path: Path) -> None:
     """Trains the donor on its data."""
-    start, data = untrained_donor(config, dataset), DeviceData.of(dataset)
+    start = untrained_donor(config, dataset)
     trainer = Trainer(start.model, pipeline_for(config, dataset, config.donor.resize), Settings(**config.donor.train))
-    done = _trained(config, trainer, start.variables, data, path / CHECKPOINTS / DONOR)
+    data = DeviceData.of(dataset)
+    done = _trained(config, trainer, start.variables, data, dataset.train, path / CHECKPOINTS / DONOR)
     if done.diverged:
         raise UserError(
             f"the donor's training diverged by step {done.history[-1]['step']}: lower config.donor.learning_rate "
@@ -88,8 +89,10 @@ def train_donor(config: Any, dataset: Dataset, path: Path) -> None:
     save_pretrained(path / DONOR, start._replace(variables=jax.device_get(done.state.variables)), summary)
 
 
-def _trained(config: Any, trainer: Trainer, variables: Variables, data: DeviceData, directory: Path) -> Run:
-    indices, rate = subset(data.train, None, config.seed), config.donor.learning_rate
+def _trained(
+    config: Any, trainer: Trainer, variables: Variables, data: DeviceData, split: Split, directory: Path
+) -> Run:
+    indices, rate = subset(split, None, config.seed), config.donor.learning_rate
     with tqdm(total=config.donor.train.steps, unit="step", desc="donor", dynamic_ncols=True) as bar:
         on_step = lambda run, step: bar.update(step - bar.n)
         return train_resumable(
