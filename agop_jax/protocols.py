@@ -97,12 +97,14 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
     config.donor.train.steps = config.train.steps = 2
     config.donor.train.batch_size = config.train.batch_size = 16
     config.features.num_images = config.features.batch_size = 16
+    config.ansatz.draws = 0  # which compiles reverse passes of its own
     config.recipients.seeds = 1
 
 
 def _shrink_vgg11(config: ml_collections.ConfigDict) -> None:
     _shrink(config)
     config.donor.source = ""
+    config.features.outputs = (0, 1)
     del config.model.head
     config.model.width = 1 / 16
     config.data.resize = 32
