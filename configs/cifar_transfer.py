@@ -32,8 +32,8 @@ Result:   test accuracy in %, mean and 95 % t interval over 5 paired seeds, lear
           well as the donor's as long as the fit is true, so what helps is the regression on the donor's activations,
           not the covariance.
 
-          Trained again on another day with a new donor of the same config, the six inits copy, coupled_sqrt_agop,
-          coupled_nfm, matched_spectrum:coupled_nfm, lsuv and kaiming_normal came to 59.5, 47.7, 46.9, 45.7, 43.7 and 41.3.
+          Run again on one core with a new donor of this config, copy, coupled_sqrt_agop, coupled_nfm,
+          matched_spectrum:coupled_nfm, lsuv and kaiming_normal came to 59.5, 47.7, 46.9, 45.7, 43.7 and 41.3.
 
           Half width                                      Twice the width (2 rates)
               copy_spaced                   50.8 +- 1.0       copy_tiled         59.7 +- 0.6
