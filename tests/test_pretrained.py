@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from agop_jax import data, experiment, trees
+from agop_jax import data, donors, trees
 from agop_jax.data import Pipeline
+from agop_jax.defaults import experiment_config
 from agop_jax.errors import UserError
 from agop_jax.models import create
 from agop_jax.models.torch_names import FAMILIES, LEAVES
@@ -41,7 +42,7 @@ def test_images_are_shown_as_the_donor_knows_them():
     """Not with the constants of the data set at hand."""
     dataset = data.load("digits", validation=0.2)
     donor = Pretrained(create("small_cnn", 10), {}, (0.25,), (0.5,))
-    images = experiment.donor_pipeline(dataset, donor).normalize(jnp.full((1, 2, 2, 1), 255, jnp.uint8))
+    images = donors.donor_pipeline(experiment_config(), dataset, donor)(jnp.full((1, 2, 2, 1), 255, jnp.uint8))
     np.testing.assert_allclose(images, (1 - 0.25) / 0.5)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agop_jax import data, experiment, load_features, train
+from agop_jax import data, donors, experiment, load_features, train
 from agop_jax.defaults import experiment_config, shrink
 from agop_jax.errors import UserError
 
@@ -111,7 +111,7 @@ def test_features_that_are_not_there(extracted, tmp_path):
 
 def test_a_donor_may_see_another_size():
     config = make_config("donor", **{"donor.resize": 10})
-    pipelines = [experiment.pipeline_for(config, data.load("digits"), side) for side in (config.donor.resize, 0)]
+    pipelines = [donors.pipeline_for(config, data.load("digits"), side) for side in (config.donor.resize, 0)]
     assert [pipeline(jnp.zeros((1, 8, 8, 1), jnp.uint8)).shape for pipeline in pipelines] == [
         (1, 10, 10, 1),
         (1, 12, 12, 1),
