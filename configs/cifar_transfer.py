@@ -105,4 +105,5 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
         recipients.learning_rates = (0.02, 0.05)
     if mode == "quick":
         shrink(config, inits=("kaiming_normal", "lsuv", "coupled_nfm", "copy"))
+        config.model.features, config.ansatz.draws = (8, 16, 32, 32), 0
     return config

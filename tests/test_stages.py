@@ -64,7 +64,7 @@ def test_train_only_from_what_is_stored(extracted, tmp_path, monkeypatch):
     workdir = tmp_path / "same"
     shutil.copytree(extracted, workdir)
     before = contents(workdir / "donor") | contents(workdir / "features")
-    monkeypatch.setattr(experiment, "extract", None)  # no stage left to extract in
+    monkeypatch.setattr(donors, "extract", None)  # no stage left to extract in
     monkeypatch.setattr(train, "EVALUATION_BATCH", 100)
     config = make_config("recipients,report")
     config.recipients.inits = ("kaiming_normal", "nfm", "coupled_nfm")
