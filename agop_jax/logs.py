@@ -6,8 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from agop_jax.results import atomic_write_text
 
 METRICS, TENSORBOARD = "metrics", "tensorboard"
@@ -29,6 +27,8 @@ def _finite(value: Any) -> Any:
 
 def _write_events(directory: Path, history: list[dict[str, Any]]) -> None:
     """Event files are named by time, so those of an interrupted call are removed first."""
+    from tensorboardX import SummaryWriter  # which imports PyTorch where it is installed: seconds
+
     shutil.rmtree(directory, ignore_errors=True)
     with SummaryWriter(str(directory)) as writer:
         for record in history:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from agop_jax.data import prepared
 from agop_jax.data.folder import read_folder
@@ -87,6 +86,8 @@ def _digits(argument: str, size: int) -> tuple[Split, Split]:
     """1,797 grey 8 x 8 digits bundled with scikit-learn (UCI optdigits test set, values 0 to 16)."""
     if argument:
         raise UserError(f"data set 'digits' takes no argument, got {argument!r}")
+    from sklearn.datasets import load_digits  # takes a second, which every import of the package would pay
+
     digits = load_digits()
     images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
     return split_off_test("digits", Split(images, digits.target.astype(np.int32)))
