@@ -1,8 +1,14 @@
 """Does a LeNet-5 trained on MNIST make a better start for another LeNet-5 than random numbers?
 
 Command:  python -m agop_jax.main --config=configs/mnist.py --workdir=runs/mnist --config.data.name=npz:mnist.npz
-Cost:     COST
-Expect:   RESULT
+Cost:     5 minutes on 2 CPU cores.
+Result:   test accuracy in %, 5 paired seeds of 1,000 images, learning rate by validation on one seed:
+
+              copy 96.3 +- 0.3, coupled_nfm 94.5 +- 0.6, agop 94.5 +- 0.9, matched_spectrum 94.3 +- 0.3,
+              matched_isotropic 94.2 +- 1.0, kaiming_normal 93.9 +- 0.9, first_layer_nfm 93.1 +- 0.9,
+              nfm 69.1 +- 43.5 (of 5 seeds one does not train, one stops at 60); kaiming_nfm does not train
+
+          Only copy is told apart from kaiming_normal: +2.4 points.
 """
 
 import ml_collections
