@@ -1,9 +1,9 @@
 """Several seeds at once or one after another? Steps of 4 recipients, vmapped and in turn, interleaved in one run.
 
 Command:  python -m benchmarks.seeds
-Result:   2 CPU cores, jax 0.10.2, another job beside it; median and range of 5 repeats: at once is 0.84 x as fast (0.64 to
-          0.92) on 8 x 8 digits and 0.32 x (0.31 to 0.35) on 32 x 32 colour images. So a sweep trains one after another.
-          GPU: not measured.
+Result:   2 CPU cores, jax 0.10.2, another job beside it; median and range of 5 repeats: at once is 0.84 x as fast
+          (0.64 to 0.92) on 8 x 8 digits and 0.32 x (0.31 to 0.35) on 32 x 32 colour images, so a sweep trains one seed
+          after another. GPU: not measured.
 """
 
 import statistics
