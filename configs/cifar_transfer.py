@@ -103,6 +103,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
         recipients.inits += ("coupled_nfm@shuffled", "coupled_nfm@untrained", "matched_spectrum:coupled_nfm", "spatial")
     if mode == "double":  # four times the work
         recipients.learning_rates = (0.02, 0.05)
+        recipients.inits += ("coupled_nfm@shuffled", "coupled_nfm@untrained")
     if mode == "quick":
         shrink(config, inits=("kaiming_normal", "lsuv", "coupled_nfm", "copy"))
         config.model.features, config.ansatz.draws = (8, 16, 32, 32), 0
