@@ -74,6 +74,7 @@ def train_config(steps: int) -> ml_collections.ConfigDict:
     train.momentum = 0.9  # of sgd
     train.weight_decay = 0.0  # L2 in the gradient
     train.schedule = "cosine"  # constant, cosine
+    train.precision = "float32"  # of the passes: float32, or bfloat16 with parameters and updates in float32
     return train
 
 

@@ -1,8 +1,9 @@
 """Features of every layer of a trained network: model + variables + images -> {path: LayerFeatures}."""
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,14 +14,14 @@ from flax import nnx
 from tqdm import tqdm
 
 from agop_jax import agop, taps, taps_nnx
+from agop_jax.batches import Batch, Batches, labelled, stream
+from agop_jax.compilation import TooLarge, within_memory
 from agop_jax.errors import UserError, unknown_name
 from agop_jax.layer_features import LayerFeatures
 from agop_jax.types import Array, PRNGKey, Variables
 
 METHODS = ("gram", "probe", "patch_jacobian")
 MAX_UNROLLED = 16  # reverse passes in one compiled step: more only lengthen compilation
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, weights (1 for an image, 0 for padding)
-Batches = Iterable  # of Batch, unsubscripted: to check the type of its items a run-time checker would use one up
 
 
 def extract(
@@ -74,7 +75,7 @@ def extract(
     _require_finite(variables)
     num_classes = _num_classes(tapped, variables, first[0])
     batches = itertools.chain([first], batches)
-    batches = _labelled(batches, num_classes) if outputs == "loss" else batches
+    batches = labelled(batches, num_classes) if outputs == "loss" else batches
     total = math.ceil(len(images) / batch_size) if hasattr(images, "shape") else None
     bar = tqdm(batches, f"extract ({method})", total, unit="batch", disable=not progress, leave=False)
     kernels = _kernels(tapped, variables, first[0])
@@ -111,9 +112,8 @@ class Extractor:
         first, labels, _ = self._batches[0]
         self.variables, self._tapped = tap(model, variables, jnp.asarray(first), **(apply_kwargs or {}))
         if outputs == "loss":
-            self._batches = list(_labelled(self._batches, _num_classes(self._tapped, self.variables, first)))
-        self._chunks = _identity_chunks(_num_outputs(self._tapped, output, self.variables, first, labels))
-        self._kernels, self._step = _kernel_step(self._tapped), _exact_step(self._tapped, output)
+            self._batches = list(labelled(self._batches, _num_classes(self._tapped, self.variables, first)))
+        self._kernels, self._step = _kernel_step(self._tapped), _GramStep(self._tapped, output)
 
     def batches(self, variables: Variables) -> list[dict[str, LayerFeatures]]:
         """The features of each batch of images by itself; `merge` puts them together."""
@@ -121,10 +121,8 @@ class Extractor:
         kernels = self._kernels(variables, jnp.asarray(self._batches[0][0][:1]))
         found = []
         for batch in self._batches:
-            count, total = int(batch[-1].sum()), {}
-            for rows in self._chunks:
-                total = _add(total or None, self._step(variables, *map(jnp.asarray, batch), rows))
-            grams = {path: gram / count for path, gram in total.items()}
+            count = int(batch[-1].sum())
+            grams = {path: gram / count for path, gram in self._step(variables, batch).items()}
             found.append(_finish(self._tapped, kernels, count, gradient_gram=grams))
         return found
 
@@ -143,42 +141,6 @@ def merge(parts: Sequence[Mapping[str, LayerFeatures]]) -> dict[str, LayerFeatur
         )
         for path, layer in parts[0].items()
     }
-
-
-def stream(images: Any, labels: Any, batch_size: int) -> Iterator[Batch]:
-    """Batches of exactly `batch_size`: arrays are cut, the last piece of each is padded with copies of weight zero."""
-    for pieces in [(images, labels)] if hasattr(images, "shape") else map(_pair, images):
-        for start in range(0, len(pieces[0]), batch_size):
-            cut = slice(start, start + batch_size)
-            yield _padded(pieces[0][cut], None if pieces[1] is None else pieces[1][cut], batch_size)
-
-
-def _pair(element: Any) -> tuple[Any, Any]:
-    return tuple(element) if isinstance(element, tuple | list) else (element, None)
-
-
-def _padded(images: Any, labels: Any, batch_size: int) -> Batch:
-    images = np.asarray(images)
-    labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
-    if images.ndim != 4 or labels.shape != images.shape[:1]:
-        raise UserError(f"extract: wanted images (n, h, w, c) and labels (n,), got {images.shape} and {labels.shape}")
-    if not np.isfinite(images).all():
-        raise UserError("extract: the images hold NaN or infinity: clean them, or check their normalisation")
-    missing = batch_size - len(images)
-    weights = np.r_[np.ones(len(images)), np.zeros(missing)].astype(np.float32)
-    repeat = lambda array: np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
-    return repeat(images), repeat(labels), weights
-
-
-def _labelled(batches: Batches, num_classes: int) -> Iterator[Batch]:
-    """The batches, their labels checked: one that is missing is -1 here, and the loss would clip it in silence."""
-    for images, labels, weights in batches:
-        if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= num_classes:
-            raise UserError(
-                f"outputs='loss' needs labels, whole numbers from 0 to {num_classes - 1}: extract(..., labels=labels), "
-                "or an iterable of (images, labels)"
-            )
-        yield images, labels, weights
 
 
 def _require_finite(variables: Variables) -> None:
@@ -214,26 +176,41 @@ def _kernel_step(tapped: taps.TappedModel) -> Callable[..., dict[str, tuple[Arra
     return jax.jit(used)
 
 
-def _exact_step(tapped: taps.TappedModel, output: agop.OutputFunction) -> Callable[..., dict[str, Array]]:
-    """Compiled: the gradient Gram matrices of a batch, summed over images and over these rows of cotangents."""
+class _GramStep:
+    """The gradient Gram matrices of a batch, summed over its images; as many outputs at a time as memory allows."""
 
-    @jax.jit
-    def step(variables, images, labels, weights, rows):
-        cotangents = rows[:, None, :] * weights[None, :, None]
-        return agop.gradient_grams(tapped, output, variables, images, labels, cotangents)
+    def __init__(self, tapped: taps.TappedModel, output: agop.OutputFunction) -> None:
+        self._tapped, self._output = tapped, output
+        self._unrolled = MAX_UNROLLED
 
-    return step
+        def step(variables, images, labels, weights, rows):
+            cotangents = rows[:, None, :] * weights[None, :, None]
+            return agop.gradient_grams(tapped, output, variables, images, labels, cotangents)
+
+        self._step = within_memory(step, "one reverse pass of a batch", "lower batch_size")
+
+    def __call__(self, variables: Variables, batch: Batch) -> dict[str, Array]:
+        arrays = tuple(map(jnp.asarray, batch))
+        num_outputs = _num_outputs(self._tapped, self._output, variables, *arrays[:2])
+        while True:
+            chunks = _identity_chunks(num_outputs, self._unrolled)
+            try:
+                parts = [self._step(variables, *arrays, rows) for rows in chunks]
+            except TooLarge:
+                if self._unrolled == 1:
+                    raise
+                self._unrolled = len(chunks[0]) // 2
+            else:
+                return functools.reduce(_add, parts)
 
 
 def _exact(tapped, kernels, output, variables, batches: Batches) -> dict[str, LayerFeatures]:
-    step = _exact_step(tapped, output)
+    step = _GramStep(tapped, output)
     total: Any = None
-    count, chunks = 0, []
-    for images, labels, weights in batches:
-        chunks = chunks or _identity_chunks(_num_outputs(tapped, output, variables, images, labels))
-        for rows in chunks:
-            total = _add(total, step(variables, images, labels, weights, rows))
-        count += int(weights.sum())
+    count = 0
+    for batch in batches:
+        total = _add(total, step(variables, batch))
+        count += int(batch[-1].sum())
     grams = {path: gram / count for path, gram in total.items()}
     return _finish(tapped, kernels, count, gradient_gram=grams)
 
@@ -244,21 +221,21 @@ def _probed(
     if num_probes < 1:
         raise UserError(f"num_probes: wanted 1 or more, got {num_probes}")
 
-    @jax.jit
-    def step(variables, images, labels, weights, key):
+    def passes(variables, images, labels, weights, key):
         num_outputs = _num_outputs(tapped, output, variables, images, labels)
         signs = jax.random.rademacher(key, (num_probes, len(images), num_outputs), jnp.float32)
         cotangents = signs * weights[None, :, None]
-        passes = agop.gradient_grams(tapped, output, variables, images, labels, cotangents, keep_passes=True)
-        variances = {path: agop.probe_variance(matrices[path], grams) for path, grams in passes.items()}
-        return {path: grams.mean(0) for path, grams in passes.items()}, variances
+        found = agop.gradient_grams(tapped, output, variables, images, labels, cotangents, keep_passes=True)
+        variances = {path: agop.probe_variance(matrices[path], grams) for path, grams in found.items()}
+        return {path: grams.mean(0) for path, grams in found.items()}, variances
 
+    step = within_memory(passes, f"{num_probes} reverse passes of a batch", "lower batch_size or num_probes")
     matrices = {path: features.matrix for path, features in _finish(tapped, kernels, 0).items()}
     total: Any = None
     count = 0
-    for index, (images, labels, weights) in enumerate(batches):
-        total = _add(total, step(variables, images, labels, weights, jax.random.fold_in(key, index)))
-        count += int(weights.sum())
+    for index, batch in enumerate(batches):
+        total = _add(total, step(variables, *map(jnp.asarray, batch), jax.random.fold_in(key, index)))
+        count += int(batch[-1].sum())
     grams = {path: gram / count for path, gram in total[0].items()}
     errors = {path: jnp.sqrt(variance) / count for path, variance in total[1].items()}
     return _finish(tapped, kernels, count, gradient_gram=grams, standard_error=errors)
@@ -287,9 +264,9 @@ def _num_outputs(tapped, output, variables, images, labels) -> int:
     return jax.eval_shape(lambda v, x, y: output(tapped.apply(v, None, x)[0], y), variables, images, labels).shape[1]
 
 
-def _identity_chunks(num_outputs: int) -> list[np.ndarray]:
+def _identity_chunks(num_outputs: int, unrolled: int) -> list[np.ndarray]:
     """Rows of the identity in equal parts; rows of zeros fill the last, so that one compiled step serves all."""
-    parts = math.ceil(num_outputs / MAX_UNROLLED)
+    parts = math.ceil(num_outputs / unrolled)
     rows = math.ceil(num_outputs / parts)
     return np.split(np.eye(rows * parts, num_outputs, dtype=np.float32), parts)
 

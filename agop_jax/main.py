@@ -7,6 +7,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from agop_jax import experiment
+from agop_jax.compilation import keep_compiled_code
 from agop_jax.errors import UserError
 from agop_jax.resumable import Stopped
 
@@ -21,6 +22,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: options start with --")
     logging.set_verbosity(logging.WARNING)
+    keep_compiled_code()
     print(experiment.run(_CONFIG.value, _WORKDIR.value))
     if "report" in experiment.check_stages(_CONFIG.value.stages):
         print(f"\nReport: {_WORKDIR.value}/report.html")

@@ -16,15 +16,18 @@ import numpy as np
 import optax
 from flax import struct
 
+from agop_jax.compilation import compile_within_memory
 from agop_jax.data import Dataset, Pipeline, Split, batch_indices
 from agop_jax.errors import UserError, unknown_name
 from agop_jax.taps import inference_arguments
 from agop_jax.types import Array, PRNGKey, Variables
 
 EVALUATED_AT = (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)  # per cent of the steps
-EVALUATION_BATCH = 500
+EVALUATION_BATCH = 500  # images, and no more pixels than this many of 224 x 224: forward passes have to fit, too
+EVALUATION_PIXELS = 64 * 224 * 224
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cosine")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Settings:
       momentum: of SGD.
       weight_decay: L2, added to the gradient, as in PyTorch's SGD.
       schedule: 'constant', or 'cosine' from the peak to zero.
+      precision: of the passes through the network, 'float32' or 'bfloat16'; parameters, their updates, statistics of
+        BatchNorm and the loss are float32 always.
     """
 
     steps: int
@@ -46,12 +51,15 @@ class Settings:
     momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: str = "cosine"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
         if self.schedule not in SCHEDULES:
             raise unknown_name("schedule", self.schedule, SCHEDULES)
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
         if self.steps < 1 or self.batch_size < 1:
             raise UserError(f"train: wanted steps and batch_size of 1 or more, got {self.steps} and {self.batch_size}")
 
@@ -113,7 +121,7 @@ class Trainer:
         self._optimizer = optax.inject_hyperparams(_optimizer, static_args=("settings",))(
             learning_rate=0.0, settings=settings
         )
-        self.step = jax.jit(self._step, donate_argnums=0)
+        self._compiled: Callable[..., TrainState] | None = None
         self._batch_sums = jax.jit(self._evaluate_batch)
 
     def start(self, variables: Variables) -> TrainState:
@@ -123,6 +131,20 @@ class Trainer:
         return TrainState(
             jnp.zeros((), jnp.int32), variables, self._optimizer.init(variables["params"]), zero(), zero()
         )
+
+    def step(
+        self, state: TrainState, split: Split, indices: np.ndarray, learning_rate: float, key: PRNGKey
+    ) -> TrainState:
+        """One mini-batch; the buffers of `state` are given up. Compiled at the first call, for its shapes.
+
+        Raises:
+          UserError: at the first call, if the step needs more memory than the device has free.
+        """
+        arguments = (state, split, indices, np.float32(learning_rate), key)
+        if self._compiled is None:
+            batch = f"a training step of {self.settings.batch_size} images"
+            self._compiled = compile_within_memory(self._step, arguments, batch, "lower batch_size", donate_argnums=0)
+        return self._compiled(*arguments)
 
     def _step(self, state: TrainState, split: Split, indices: Array, learning_rate: Array, key: PRNGKey) -> TrainState:
         self.traces += 1
@@ -134,12 +156,13 @@ class Trainer:
 
         def loss_fn(params):
             logits, changed = self.model.apply(
-                {"params": params, **others},
-                images,
+                {"params": self._cast(params), **others},
+                self._cast(images),
                 mutable=list(others),
                 rngs={"dropout": dropout_key},
                 **{name: not value for name, value in self._inference.items()},
             )
+            logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
             return loss, (changed, (logits.argmax(-1) == labels).mean())
 
@@ -154,6 +177,12 @@ class Trainer:
             loss_sum=state.loss_sum + loss,
             correct=state.correct + accuracy,
         )
+
+    def _cast(self, tree: Any) -> Any:
+        """To the precision of the passes; the gradient comes back in that of the parameters."""
+        if self.settings.precision == "float32":
+            return tree
+        return jax.tree.map(lambda leaf: leaf.astype(self.settings.precision), tree)
 
     def _decay(self, step: Array) -> Array:
         if self.settings.schedule == "constant":
@@ -171,8 +200,11 @@ class Trainer:
     def evaluate(self, variables: Variables, split: Split) -> tuple[float, float]:
         """Mean loss and accuracy over a split, without augmentation."""
         total, size = np.zeros(2), len(split.labels)
-        for start in range(0, size, EVALUATION_BATCH):
-            indices = np.arange(start, start + EVALUATION_BATCH)
+        side = self.pipeline.resize
+        pixels = side * side or math.prod(split.images.shape[1:3])
+        batch_size = max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // pixels))
+        for start in range(0, size, batch_size):
+            indices = np.arange(start, start + batch_size)
             batch = split.take(np.minimum(indices, size - 1))
             total += np.array(jax.device_get(self._batch_sums(variables, *batch, indices < size)))
         return float(total[0] / size), float(total[1] / size)

@@ -35,8 +35,9 @@ def tiny_archive(folder: Path, pictures: dict[str, bytes], **extra: bytes) -> Pa
     """tiny-imagenet-200.zip with these images by their names below the root, and other entries."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"val_{i}.JPEG\t{wnid}\t0\t0\t62\t62" for i, wnid in enumerate(WNIDS)]
-    entries = {f"train/{wnid}/{wnid}_boxes.txt": b"\n" for wnid in WNIDS} | pictures
+    entries = {f"train/{wnid}/{wnid}_boxes.txt": b"\n" for wnid in WNIDS}
     entries |= {"wnids.txt": "\n".join(WNIDS).encode(), "val/val_annotations.txt": ("\n".join(lines) + "\n").encode()}
+    entries |= pictures
     with zipfile.ZipFile(folder / tiny_imagenet.ARCHIVE, "w", zipfile.ZIP_DEFLATED) as file:
         for name, data in entries.items():
             file.writestr(f"tiny-imagenet-200/{name}", data)
@@ -132,6 +133,30 @@ def test_bad_archives_are_refused_and_leave_nothing(make, message, pictures, tmp
     assert re.search(message, lines[0])
     assert prepared.find("tiny_imagenet", tmp_path / "tfds") is None
     assert not list(tmp_path.rglob("evil*"))
+
+
+def test_tiny_imagenet_from_real_pictures(tmp_path, monkeypatch):
+    """CIFAR-100's test images at 64 x 64 as JPEG, in the published layout, come back as a JPEG reader sees them."""
+    file = Path(os.environ.get("AGOP_JAX_DATA", "")) / "cifar100.npz"
+    if not file.is_file():
+        pytest.skip("set AGOP_JAX_DATA to a folder with cifar100.npz")
+    with np.load(file) as real:
+        images, labels = real["test_images"][:1000], real["test_labels"][:1000]
+    wnids = [f"n{label:08d}" for label in range(100)]
+    larger = [jpeg(np.asarray(Image.fromarray(image).resize((64, 64), Image.Resampling.BICUBIC))) for image in images]
+    train, validation = range(800), range(800, 1000)
+    pictures = {f"train/{wnids[labels[i]]}/images/{wnids[labels[i]]}_{i}.JPEG": larger[i] for i in train}
+    pictures |= {f"val/images/val_{i}.JPEG": larger[i] for i in validation}
+    lines = "".join(f"val_{i}.JPEG\t{wnids[labels[i]]}\t0\t0\t62\t62\n" for i in validation)
+    pictures |= {"val/val_annotations.txt": lines.encode(), "wnids.txt": "\n".join(wnids).encode()}
+    prepare.prepare("tiny_imagenet", tmp_path / "tfds", tiny_archive(tmp_path / "manual", pictures))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    dataset = load("tiny_imagenet", validation=0.2)
+    classes = {label: i for i, label in enumerate(sorted({*labels[:800]}))}
+    rows = lambda *splits: sorted((x.tobytes(), int(y)) for split in splits for x, y in zip(*split, strict=True))
+    wanted = lambda chosen: sorted((rgb(larger[i]), classes[labels[i]]) for i in chosen)
+    assert rows(dataset.train, dataset.validation) == wanted(train)
+    assert rows(dataset.test) == wanted(validation)
 
 
 CIFAR10 = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"

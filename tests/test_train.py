@@ -113,6 +113,34 @@ def test_history_and_accuracy_at(pictures):
     assert accuracy_at(history[:3], 50, 100) == history[2]["validation_accuracy"]
 
 
+def test_bfloat16_passes_keep_float32_parameters(pictures):
+    """The same run to the 8 bits of bfloat16's mantissa, which its loss shows and that of float32 does not."""
+    runs = {}
+    for precision in ("float32", "bfloat16"):
+        trainer = Trainer(Normalised(), PIPELINE, Settings(steps=6, batch_size=8, precision=precision))
+        runs[precision] = run(trainer, pictures)
+    wanted, found = runs["float32"], runs["bfloat16"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(found.state.variables)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(found.state.optimizer)} == {jnp.dtype("float32")}
+    losses = [[record["train_loss"] for record in done.history[1:]] for done in (wanted, found)]
+    np.testing.assert_allclose(*losses, rtol=2**-5)
+    assert losses[0] != losses[1]
+
+
+def test_unknown_precision_is_named():
+    with pytest.raises(ValueError, match="unknown precision 'float16'.*Known: bfloat16, float32"):
+        Settings(steps=1, precision="float16")
+
+
+def test_evaluation_of_large_images_takes_small_batches(pictures):
+    """At 2048 x 2048 no image fits the number of pixels, so each is a batch of its own."""
+    trainer = Trainer(Linear(), Pipeline((0.5,), (0.25,), resize=2048), Settings(steps=1))
+    seen = []
+    trainer._batch_sums = lambda variables, images, labels, weights: seen.append(len(images)) or (0.0, 0.0)
+    trainer.evaluate({}, pictures.validation)
+    assert seen == [1] * 7
+
+
 def test_diverged_run_stops_early(pictures):
     """At the first evaluation that sees it: 5 % of the budget for a rate that overflows in the first steps."""
     trainer = Trainer(Linear(), PIPELINE, Settings(steps=100, batch_size=8))

@@ -1,0 +1,107 @@
+"""What does not fit is refused before it runs, and compiled code is kept."""
+
+import os
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import agop_jax
+from agop_jax import compilation
+from agop_jax.compilation import compile_within_memory, keep_compiled_code, within_memory
+from agop_jax.errors import UserError
+
+
+def outer(x):
+    return jnp.sin(x[:, None] + x[None]).sum()
+
+
+def test_needed_bytes_are_those_of_the_outputs_and_of_what_is_between():
+    """A 1000 x 1000 product of float32 in between takes 4 MB, an output that takes an argument's place none."""
+    x = jnp.ones((1000, 1000))
+    product = compile_within_memory(lambda x: (x @ x) @ x, (x,), "it", "")
+    assert 8e6 <= compilation.needed_bytes(product) < 8.1e6  # the product between, and the output
+    in_place = compile_within_memory(lambda x: x + 1, (x,), "it", "", donate_argnums=0)
+    assert compilation.needed_bytes(in_place) < 1e5
+
+
+def test_what_does_not_fit_is_one_line(monkeypatch):
+    monkeypatch.setattr(compilation, "free_bytes", lambda: 2**20)
+    with pytest.raises(UserError, match=r"^a step needs 0.01 GiB of memory, 0.00 GiB are free: lower batch_size$"):
+        compile_within_memory(lambda x: x @ x @ x, (jnp.ones((1000, 1000)),), "a step", "lower batch_size")
+
+
+def test_free_memory_is_known_on_a_cpu():
+    assert 2**20 < compilation.free_bytes() < 2**50
+
+
+def test_within_memory_compiles_once_for_each_shape_and_type():
+    traces = []
+
+    def double(x):
+        traces.append(x.dtype)
+        return 2 * x
+
+    step = within_memory(double, "it", "")
+    for x in (np.ones(3, np.float32), np.zeros(3, np.float32), np.ones(4, np.float32), np.ones(4, np.int32)):
+        np.testing.assert_array_equal(step(x), 2 * x)
+    assert len(traces) == 3
+
+
+class Network(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(10)(nn.relu(nn.Conv(4, (3, 3))(x)).mean((1, 2)))
+
+
+@pytest.fixture
+def network():
+    images = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype(np.float32)
+    return Network(), Network().init(jax.random.key(0), images), images
+
+
+def test_extraction_takes_fewer_outputs_at_a_time_where_memory_is_short(network, monkeypatch):
+    wanted = agop_jax.extract(*network, progress=False)
+    answers = iter([0, 0, None])  # 10 outputs and 5 do not fit, 2 do
+    monkeypatch.setattr(compilation, "free_bytes", lambda: next(answers))
+    found = agop_jax.extract(*network, progress=False)
+    assert next(answers, "none left") == "none left"
+    for path in wanted:
+        np.testing.assert_allclose(found[path].gradient_gram, wanted[path].gradient_gram, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["gram", "probe"])
+def test_extraction_that_does_not_fit_says_so(network, method, monkeypatch):
+    monkeypatch.setattr(compilation, "free_bytes", lambda: 0)
+    with pytest.raises(UserError, match=r"reverse pass.*GiB are free: lower batch_size"):
+        agop_jax.extract(*network, method=method, progress=False)
+
+
+def test_compiled_code_is_kept_in_the_cache_folder(tmp_path):
+    """Of the user, unless JAX is told otherwise."""
+    program = (
+        "import jax; from agop_jax.compilation import keep_compiled_code; keep_compiled_code(); "
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0); jax.jit(lambda x: x @ x)(jax.numpy.eye(9))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    for extra, folder in (
+        ({"XDG_CACHE_HOME": str(tmp_path / "cache")}, tmp_path / "cache" / "agop_jax" / "compiled"),
+        ({"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "chosen")}, tmp_path / "chosen"),
+    ):
+        subprocess.run([sys.executable, "-c", program], env=environment | extra, check=True)
+        assert any(folder.iterdir())
+
+
+def test_a_cache_folder_that_was_chosen_stays(tmp_path):
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+        keep_compiled_code()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before[0])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
