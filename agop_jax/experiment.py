@@ -52,6 +52,8 @@ def run(config: Any, directory: str | Path) -> str:
         if donors and not config.features.source:
             describe_donor(config, donor_data, donors["trained"], path)
         if "recipients" in stages:
+            network = any(method.coupled for method in methods)
+            donors = {name: d.for_recipients(config.recipients.layers, network) for name, d in donors.items()}
             Sweep(path, config, recipient_data, donors).run()
         if "report" in stages:
             return report.write_report(path, INITIALIZERS)

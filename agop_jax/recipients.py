@@ -25,6 +25,7 @@ from agop_jax.logs import write_curves
 from agop_jax.resumable import train_resumable
 from agop_jax.train import DeviceData, Run, Settings, Trainer, accuracy_at
 from agop_jax.transplant import Transplant, transplant
+from agop_jax.types import Variables
 from agop_jax.workdir import CHECKPOINTS, FITS, RATES, RESULTS
 
 
@@ -43,10 +44,17 @@ class Cell:
 
 @dataclass
 class Trained:
-    """One run from its initial variables to its end."""
+    """One run at its end, and what is told of its start.
 
-    start: Transplant
+    Attributes:
+      run: with the final state.
+      filters: of the first convolution before training.
+      explained_variance: of a coupled init's fits, by layer.
+    """
+
     run: Run
+    filters: np.ndarray
+    explained_variance: dict[str, float]
 
 
 @dataclass
@@ -182,7 +190,10 @@ class Sweep:
         return best
 
     def _train(self, cell: Cell, rate: float, seed: int, bar: tqdm) -> Trained:
-        trainer, before, start = self.trainers[cell.width], bar.n, self.start(cell, seed)
+        trainer, before = self.trainers[cell.width], bar.n
+        variables, explained_variance = self.start(cell, seed)
+        filters, state = _first_filters(variables), trainer.start(variables)
+        del variables  # half a gigabyte of VGG11
         indices = subset(self.dataset.train, cell.train_size, seed)
         name = f"{cell.name(seed)}_lr{rate:g}"
 
@@ -193,10 +204,10 @@ class Sweep:
 
         directory = self.workdir / CHECKPOINTS / name
         run = train_resumable(
-            trainer, start.variables, self.data, indices, rate, seed, directory, on_step, self.config.save_every
+            trainer, state, self.data, indices, rate, seed, directory, on_step, self.config.save_every
         )
         bar.update(before + trainer.settings.steps - bar.n)  # what a diverged run left
-        return Trained(start, run)
+        return Trained(run, filters, explained_variance)
 
     def _finish(self, cell: Cell, rate: float, seed: int, trained: Trained) -> None:
         """Reads the test set and writes the recipient's files, the row of `results.csv` last."""
@@ -206,7 +217,7 @@ class Sweep:
         used = subset(self.dataset.train, cell.train_size, seed)[: len(self.dataset.validation.labels)]
         train_loss, train_accuracy = trainer.evaluate(run.state.variables, self.data.train.take(used))
         write_curves(self.workdir, name, run.history)
-        self._write_fits(cell, seed, trained.start)
+        self._write_fits(cell, seed, trained.explained_variance)
         if seed == 0:
             self._write_filters(name, trained)
         steps, last = int(run.state.step), run.history[-1]
@@ -229,25 +240,25 @@ class Sweep:
         self.results.append(row)
         self._write(RESULTS, self.results, results.RESULT_COLUMNS)
 
-    def _write_fits(self, cell: Cell, seed: int, start: Transplant) -> None:
+    def _write_fits(self, cell: Cell, seed: int, explained_variance: Mapping[str, float]) -> None:
         """Replaces the rows of this recipient, which an interrupted run may have written before."""
         mine = {**vars(cell), "seed": seed}
         self.fits = [row for row in self.fits if any(row[name] != value for name, value in mine.items())]
-        self.fits += [
-            {**mine, "layer": path, "explained_variance": r2} for path, r2 in start.explained_variance.items()
-        ]
+        self.fits += [{**mine, "layer": path, "explained_variance": r2} for path, r2 in explained_variance.items()]
         if self.fits:
             self._write(FITS, self.fits, results.FIT_COLUMNS)
 
     def _write_filters(self, name: str, trained: Trained) -> None:
-        before, after = (trees.kernels(v["params"]) for v in (trained.start.variables, trained.run.state.variables))
-        first = next(path for path, kernel in before.items() if kernel.ndim == 4)
         buffer = io.BytesIO()
-        np.savez(buffer, initial=before[first], trained=after[first])
+        np.savez(buffer, initial=trained.filters, trained=_first_filters(trained.run.state.variables))
         results.atomic_write_bytes(self.workdir / "filters" / f"{name}.npz", buffer.getvalue())
 
     def _write(self, name: str, rows: list[dict[str, Any]], columns: Iterable[str]) -> None:
         results.write_rows(self.workdir / name, [{column: row[column] for column in columns} for row in rows])
+
+
+def _first_filters(variables: Variables) -> np.ndarray:
+    return next(np.asarray(kernel) for kernel in trees.kernels(variables["params"]).values() if kernel.ndim == 4)
 
 
 def _cell_of(row: Mapping[str, Any]) -> Cell:

@@ -18,8 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from agop_jax.errors import UserError
-from agop_jax.train import DeviceData, Run, Trainer, train
-from agop_jax.types import Variables
+from agop_jax.train import DeviceData, Run, Trainer, TrainState, train
 
 
 class Stopped(Exception):  # noqa: N818
@@ -69,7 +68,7 @@ def _deferred() -> Iterator[None]:
 
 def train_resumable(
     trainer: Trainer,
-    variables: Variables,
+    state: TrainState,
     data: DeviceData,
     indices: np.ndarray,
     learning_rate: float,
@@ -78,9 +77,10 @@ def train_resumable(
     on_step: Callable[[Run, int], None],
     save_every: float = 30.0,
 ) -> Run:
-    """`train.train` from these variables, or from the last checkpoint in `directory`, which is removed at the end.
+    """`train.train` from this state, or from the last checkpoint in `directory`, which is removed at the end.
 
     Args:
+      state: `trainer.start(variables)`; its buffers are given up.
       directory: of this run alone; exists only while the run is unfinished.
       on_step: called after each step with the run and the number of steps done.
       save_every: seconds between checkpoints; a shorter run is redone from its start, which costs no more.
@@ -89,7 +89,7 @@ def train_resumable(
       Stopped: after saving, if the process was asked to stop.
       UserError: a checkpoint that cannot be read.
     """
-    run = Run(trainer.start(variables))
+    run = Run(state)
     with contextlib.ExitStack() as stack:
         checkpoints = _Checkpoints(directory, stack)
         checkpoints.restore(run)

@@ -30,9 +30,9 @@ Result:   test accuracy in %, mean and 95 % t interval over 5 paired seeds, lear
           Better than kaiming_normal after correction for 18 comparisons: copy, coupled_nfm@mixed=1, @mixed=8,
           coupled_nfm, lsuv. Explained variance of coupled_nfm's fits at the four layers: 1.00, 0.83, 0.59, 0.44. Random
           eigenvectors do nearly as well as the donor's as long as the fit is true, so what helps is the regression on
-          the donor's activations, more than the covariance. Another run of this config with another donor (40.5 %) had
-          the same inits on top and none of the 19 more than 2.8 points from here; coupled_sqrt_agop and coupled_nfm were
-          3.9 and 2.1 points above lsuv, here 4.0 and 3.2.
+          the donor's activations, more than the covariance. Another run of this config with another donor (40.5 %)
+          had the same inits on top and none of the 19 more than 2.8 points from here; coupled_sqrt_agop and
+          coupled_nfm were 3.9 and 2.1 points above lsuv, here 4.0 and 3.2.
 
           Half width                                      Twice the width (2 rates)
               copy_spaced                   50.8 +- 1.0       copy_tiled         59.7 +- 0.6
@@ -46,10 +46,10 @@ Result:   test accuracy in %, mean and 95 % t interval over 5 paired seeds, lear
               kaiming_normal                38.2 +- 3.2
               spatial                       32.7 +- 8.6
 
-          At twice the width all but the negative controls, which were run later from the same donor and seeds, are better
-          than kaiming_normal after correction for 5 comparisons, and the controls are at the level of lsuv; at half width
-          copy_spaced and matched_spectrum:coupled_nfm are, of 9. The wider the recipient, the better its channels
-          span the donor's (explained variance at the last layer 0.31, 0.44, 0.56), and the more coupled inits gain over
+          At twice the width all but the negative controls, which were run later from the same donor and seeds, are
+          better than kaiming_normal after correction for 5 comparisons, and the controls are at the level of lsuv; at
+          half width copy_spaced and matched_spectrum:coupled_nfm are, of 9. The wider the recipient, the better its
+          channels span the donor's (explained variance at the last layer 0.31, 0.44, 0.56), and the more coupled inits gain over
           lsuv: 2.4, 3.6 and 5.6 points (mean of coupled_nfm and coupled_sqrt_agop).
 """
 

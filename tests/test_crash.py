@@ -140,7 +140,7 @@ def setting():
 
 def run(setting, directory, on_step=lambda run, step: None):
     trainer, variables, data, indices = setting
-    return train_resumable(trainer, variables, data, indices, 0.1, 3, directory, on_step, save_every=1e9)
+    return train_resumable(trainer, trainer.start(variables), data, indices, 0.1, 3, directory, on_step, save_every=1e9)
 
 
 @pytest.mark.parametrize("moment", [1, 7, 12, 23])

@@ -1,4 +1,4 @@
-"""What a device's short formats do to features: nothing by default, a bounded error in a network that is kept in one."""
+"""What short number formats do to features: nothing by default, little in a network that is kept in one."""
 
 import flax.linen as nn
 import jax
