@@ -49,8 +49,8 @@ Result:   test accuracy in %, mean and 95 % t interval over 5 paired seeds, lear
           At twice the width all but the negative controls, which were run later from the same donor and seeds, are
           better than kaiming_normal after correction for 5 comparisons, and the controls are at the level of lsuv; at
           half width copy_spaced and matched_spectrum:coupled_nfm are, of 9. The wider the recipient, the better its
-          channels span the donor's (explained variance at the last layer 0.31, 0.44, 0.56), and the more coupled inits gain over
-          lsuv: 2.4, 3.6 and 5.6 points (mean of coupled_nfm and coupled_sqrt_agop).
+          channels span the donor's (explained variance at the last layer 0.31, 0.44, 0.56), and the more coupled inits
+          gain over lsuv: 2.4, 3.6 and 5.6 points (mean of coupled_nfm and coupled_sqrt_agop).
 """
 
 import ml_collections
