@@ -53,9 +53,9 @@ def run(options: Options) -> Table:
     notes = [
         "Seconds and 10^6 bytes for all layers of VGG11: median and range of interleaved repeats; the ratio is that "
         "of writing and reading together. Ours: 8 convolutions and the Dense layer, as `save_features` keeps them. "
-        "The peer: NFM and AGOP^(1/2) of the convolutions, k x k, float32, read by pandas' C engine; one matrix of each k "
-        "is timed and counted as often as there are such. Root: AGOP^(1/2) of every convolution, the peer's by the full "
-        "SVD, once. Peak memory: of a fresh process above its imports; for CSV of the largest matrix alone.",
+        "The peer: NFM and AGOP^(1/2) of the convolutions, k x k, float32, read by pandas' C engine; one matrix of "
+        "each k is timed and counted as often as there are such. Root: AGOP^(1/2) of every convolution, the peer's by "
+        "the full SVD, once. Peak memory: of a fresh process above its imports; for CSV of the largest matrix alone.",
     ]
     return Table("store", "features of all layers of VGG11 on disk", rows(measured, peaks), notes, found)
 
