@@ -71,6 +71,7 @@ class Table:
       notes: sentences on how it was measured.
       environment: see `environment`.
       figure: file name of a picture beside the table, or empty.
+      details: what the table is made from, for the JSON file alone.
     """
 
     suite: str
@@ -79,6 +80,7 @@ class Table:
     notes: list[str]
     environment: dict[str, Any] = field(default_factory=dict)
     figure: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
 
     def markdown(self) -> str:
         """Heading, table and notes."""

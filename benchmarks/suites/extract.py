@@ -129,16 +129,16 @@ def gram(size: int, batch: int, width: float) -> Work:
     return lambda: {path: layer.gradient_gram for path, layer in extractor(variables).items()}
 
 
-def probe(size: int, batch: int, width: float) -> Work:
+def probe(size: int, batch: int, width: float, outputs: int = OUTPUTS) -> Work:
     """One random cotangent an image."""
-    model, variables = networks.create("vgg11", size, OUTPUTS, width)
+    model, variables = networks.create("vgg11", size, outputs, width)
     images = jnp.asarray(networks.smooth_images(batch, size))
     _, tapped = tap(model, variables, images)
     output, labels = agop.output_function("logits"), jnp.zeros(batch, jnp.int32)
 
     @jax.jit
     def step(variables, images, key):
-        cotangents = jax.random.rademacher(key, (1, batch, OUTPUTS), jnp.float32)
+        cotangents = jax.random.rademacher(key, (1, batch, outputs), jnp.float32)
         return agop.gradient_grams(tapped, output, variables, images, labels, cotangents)
 
     key = jax.random.key(0)
