@@ -18,7 +18,6 @@ import jax
 import numpy as np
 
 Work = Callable[[], Any]
-Maker = Callable[[], Work]
 
 STATUS = Path("/proc/self/status")  # Linux; elsewhere memory is not measured
 MIB = 2**20
@@ -67,12 +66,10 @@ def interleave(sides: Mapping[Any, Work], repeats: int, left_out: int = 1) -> di
     return {name: np.array([one[name] for one in rounds[left_out:]]) for name in sides}
 
 
-def fastest(sides: Mapping[str, Maker]) -> tuple[str, Work]:
-    """The side whose second call took least; for a choice among forms, before they are timed against others."""
-    works = {name: make() for name, make in sides.items()}
-    taken = {name: float(times[0]) for name, times in interleave(works, 1).items()}
-    best = min(taken, key=lambda name: taken[name])
-    return best, works[best]
+def fastest(sides: Mapping[str, Work]) -> str:
+    """The side whose second call took least; for a choice among forms, before one is timed against others."""
+    taken = interleave(sides, 1)
+    return min(taken, key=lambda name: taken[name][0])
 
 
 def peak(module: str, function: str, *arguments: Any) -> float | None:

@@ -178,7 +178,7 @@ def test_readme_section(tmp_path):
         tables.write_readme(readme, out)
 
 
-@pytest.mark.parametrize("suite", ["extract", "train", "store", "init"])
+@pytest.mark.parametrize("suite", ["extract", "train", "store", "init", "probe", "start", "growth"])
 def test_suite_at_toy_size(suite, tmp_path):
     run.main([f"--suite={suite}", "--quick", f"--out={tmp_path}"])
     found = json.loads((tmp_path / f"{suite}.json").read_text())

@@ -81,9 +81,9 @@ def run(options: Options) -> Table:
         probed = [*probe_errors(model, variables, images, sizes, truth), truth.spread(sizes.images)]
         exact = gram_errors(model, variables, images, sizes, truth)
     rates = images_per_second(sizes)
-    pictures.save_probe(options.out / "probe", probed, exact, truth.stated_error())
+    pictures.save_probe(options.out / "probe", probed, exact, truth.own_error())
     details = {"probe": [one._asdict() for one in probed], "gram": [one._asdict() for one in exact]}
-    details["reference_error"] = truth.stated_error()
+    details["reference_error"] = truth.own_error()
     title = (
         f"VGG11 at {sizes.size} x {sizes.size}, {sizes.outputs} outputs, against the AGOP of {sizes.images} images "
         f"({source})"
@@ -102,14 +102,14 @@ def _sizes(options: Options) -> Sizes:
 
 def notes(sizes: Sizes, truth: "Truth") -> list[str]:
     """How the table was made."""
-    worst = max(truth.stated_error().values())
+    worst = max(truth.own_error().values())
     return [
         "Relative Frobenius error of AGOP, median and range of the 8 convolutions (of the last layer S is the "
         "identity). `probe` takes one random cotangent each of more and more images, then more of each; `gram` is "
         "exact, on as many images as the passes allow, root mean square over disjoint groups of "
         f"{sizes.gram_images} images. Reference: `probe` with {sizes.references} cotangents an image in "
-        f"{len(truth.runs)} runs of other keys; its own error, at most {worst:.1%} by the runs' spread, is taken out "
-        "(squares subtracted), and the last error of `probe` is that spread. Stated: by `standard_error`. Images a "
+        f"{len(truth.runs)} runs of other keys; its own error, at most {worst:.1%} as stated, is taken out (squares "
+        "subtracted); the last error of `probe` is the spread of these runs. Stated: by `standard_error`. Images a "
         f"second: median and range of interleaved repeats; `gram` is timed on {sizes.timed_outputs} outputs and the "
         f"peer on {extract_suite.OUTPUTS}, and scaled to {sizes.outputs}."
     ]
@@ -170,12 +170,17 @@ class Truth:
         return math.sqrt(sum(squares) / (len(squares) - 1)) / self.norm[path]
 
     def stated_error(self) -> dict[str, float]:
-        """Of the mean itself, relative."""
-        return {path: self.deviation(path) / math.sqrt(len(self.runs)) for path in self.mean}
+        """Of one run, relative, as the runs themselves state it (root mean square)."""
+        stated = [self.stated(run) for run in self.runs]
+        return {path: math.sqrt(np.mean([one[path] ** 2 for one in stated])) for path in self.mean}
+
+    def own_error(self) -> dict[str, float]:
+        """Of the mean, relative."""
+        return {path: error / math.sqrt(len(self.runs)) for path, error in self.stated_error().items()}
 
     def errors(self, grams: Grams) -> dict[str, float]:
         """Relative; the reference's own error is taken out, and no error found is below a tenth of it."""
-        own = self.stated_error()
+        own = self.own_error()
         found = {path: self.distance(path, grams[path] - self.mean[path]) / self.norm[path] for path in self.mean}
         return {path: math.sqrt(max(found[path] ** 2 - own[path] ** 2, own[path] ** 2 / 100)) for path in found}
 
@@ -184,11 +189,9 @@ class Truth:
         return {path: float(features[path].standard_error) / self.norm[path] for path in self.mean}
 
     def spread(self, images: int) -> Errors:
-        """Of the runs themselves: measured by their spread, stated by each (root mean square)."""
-        stated = [self.stated(run) for run in self.runs]
+        """Of the runs themselves: found by their spread, and stated by them."""
         found = {path: self.deviation(path) for path in self.mean}
-        means = {path: math.sqrt(np.mean([one[path] ** 2 for one in stated])) for path in self.mean}
-        return Errors(images * REFERENCE_COTANGENTS, found, means)
+        return Errors(images * REFERENCE_COTANGENTS, found, self.stated_error())
 
 
 def grams_of(features: Features) -> Grams:

@@ -88,7 +88,7 @@ def steps(case: Case, quick: bool) -> list[Row]:
 
 def end_to_end(case: Case, quick: bool) -> list[Row]:
     """Loops over uint8 images of 32 x 32, resizing included; the peer's layout is chosen by its step at this size."""
-    layout, _ = timing.fastest({name: lambda name=name: peer_at(case, name) for name in training.LAYOUTS})
+    layout = timing.fastest({name: peer_at(case, name) for name in training.LAYOUTS})
     calls = {"ours": ("ours", *_arguments(case))}
     calls |= {
         f"{layout}, {workers} workers": ("peer_loop", *_arguments(case), layout, workers)
