@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from agop_jax.figures import BLUE, GREY, INK, STYLE, VERMILLION, WIDTH, save
 
@@ -40,7 +41,10 @@ def save_probe(stem: str | os.PathLike, probed: Sequence[Any], exact: Sequence[A
         axes.set_visible(False)
     for axes in panels[:, 0]:
         axes.set_ylabel("error of AGOP, %")
+    shown = [one.passes for one in probed][::2]
     for axes in panels[-1]:
+        axes.set_xticks(shown, [str(passes) for passes in shown])
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("reverse passes")
     figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     save(figure, stem)
@@ -63,6 +67,7 @@ def save_growth(stem: str | os.PathLike, curves: Mapping[str, tuple[Sequence[flo
         axes.loglog(x, seconds, "o", color=BLUE)
         axes.set_xticks(x, [f"{value:g}" for value in x])
         axes.minorticks_off()
+        axes.tick_params(labelsize=7)
         axes.set_xlabel(name)
         axes.set_title(f"slope {slope:.2f}")
     panels[0].set_ylabel("seconds")
