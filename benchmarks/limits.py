@@ -1,0 +1,85 @@
+"""What the hardware and XLA allow: the same work without anything that this project adds."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from agop_jax.types import Array, Variables
+from benchmarks.timing import Work
+
+Passes = Callable[[Variables, Array, Array], Any]
+
+
+def reverse_passes(model: nn.Module, variables: Variables, images: np.ndarray, outputs: int, form: str) -> Work:
+    """One forward pass, and one reverse pass to the images for each of the first `outputs` outputs, in one jitted call.
+
+    Args:
+      model, variables, images: as for `agop_jax.extract`.
+      outputs: number of reverse passes.
+      form: a key of `FORMS`.
+    """
+    rows = jnp.eye(outputs, model.num_classes)
+    passes, on_device = jax.jit(FORMS[form](model)), jnp.asarray(images)
+    return lambda: passes(variables, on_device, rows)
+
+
+def _pullback(model: nn.Module, variables: Variables, images: Array) -> Callable[[Array], Array]:
+    """(classes,) -> gradients at the images, of the output that this row of the identity chooses."""
+    logits, pull = jax.vjp(lambda images: model.apply(variables, images), images)
+    return lambda row: pull(jnp.broadcast_to(row, logits.shape))[0]
+
+
+def _unrolled(model: nn.Module) -> Passes:
+    def passes(variables: Variables, images: Array, rows: Array) -> Array:
+        pull = _pullback(model, variables, images)
+        return jnp.stack([jnp.sum(pull(row)) for row in rows])
+
+    return passes
+
+
+def _vmapped(model: nn.Module) -> Passes:
+    def passes(variables: Variables, images: Array, rows: Array) -> Array:
+        pull = _pullback(model, variables, images)
+        return jax.vmap(lambda row: jnp.sum(pull(row)))(rows)
+
+    return passes
+
+
+def _looped(model: nn.Module) -> Passes:
+    def passes(variables: Variables, images: Array, rows: Array) -> Array:
+        pull = _pullback(model, variables, images)
+        return jax.lax.map(lambda row: jnp.sum(pull(row)), rows)
+
+    return passes
+
+
+FORMS: dict[str, Callable[[nn.Module], Passes]] = {"unrolled": _unrolled, "vmapped": _vmapped, "looped": _looped}
+
+
+def training_step(model: nn.Module, learning_rate: float, momentum: float, decay: float) -> Callable[..., Any]:
+    """((params, momenta), images, labels) -> (params, momenta), loss: SGD written out, jitted, buffers donated."""
+
+    def loss_fn(params: Any, images: Array, labels: Array) -> Array:
+        logits = model.apply({"params": params}, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def step(state: tuple[Any, Any], images: Array, labels: Array) -> tuple[tuple[Any, Any], Array]:
+        params, momenta = state
+        loss, gradient = jax.value_and_grad(loss_fn)(params, images, labels)
+        momenta = jax.tree.map(lambda m, g, p: momentum * m + g + decay * p, momenta, gradient, params)
+        return (jax.tree.map(lambda p, m: p - learning_rate * m, params, momenta), momenta), loss
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def normals(number: int) -> Work:
+    """As many i.i.d. normal numbers, drawn in one jitted call, and one pass over the memory."""
+    draw = jax.jit(lambda key: jax.random.normal(key, (number,)))
+    scale = jax.jit(lambda numbers: 2 * numbers)
+    key = jax.random.key(0)
+    return lambda: scale(draw(key))

@@ -1,0 +1,69 @@
+"""The benchmarks: python -m benchmarks.run [--suite=extract|probe|init|store|train|start|growth|all] [...].
+
+Each suite times this package beside its peers in PyTorch and beside what the hardware allows, in one run, and writes
+`OUT/SUITE.json` and `OUT/SUITE.md`. Needs the extra 'bench'. On a quiet machine with 2 cores:
+
+Cost:     see COSTS; all suites one after another some 25 minutes, of which 'probe' takes the most.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agop_jax.errors import UserError
+
+SUITES = ("extract", "probe", "init", "store", "train", "start", "growth")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the suites are given.
+
+    Attributes:
+      quick: toy sizes, to see that everything runs; the numbers mean nothing.
+      out: directory for tables and figures.
+      images, references: of the suite 'probe': images of the set, and random cotangents an image of its reference.
+    """
+
+    quick: bool
+    out: Path
+    images: int = 1000
+    references: int = 32
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs suites, prints and saves their tables."""
+    from benchmarks import tables  # JAX is imported when the flags are known to be good
+
+    flags = parse(argv)
+    options = Options(flags.quick, flags.out, flags.images, flags.references)
+    if not flags.tables_only:
+        for suite in SUITES if flags.suite == "all" else (flags.suite,):
+            table = importlib.import_module(f"benchmarks.suites.{suite}").run(options)
+            print(tables.write(table, flags.out), flush=True)
+    if flags.readme:
+        tables.write_readme(flags.readme, flags.out)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the flags."""
+    parser = argparse.ArgumentParser("python -m benchmarks.run", description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", choices=(*SUITES, "all"), default="all")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="directory for the tables")
+    parser.add_argument("--readme", type=Path, help="file whose section between the marks is replaced by the tables")
+    parser.add_argument("--tables-only", action="store_true", help="measure nothing, put what is in OUT into --readme")
+    parser.add_argument("--quick", action="store_true", help="toy sizes; the numbers mean nothing")
+    parser.add_argument("--images", type=int, default=1000, help="of the set of suite 'probe'")
+    parser.add_argument("--references", type=int, default=32, help="random cotangents an image of its reference")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        sys.exit(2)

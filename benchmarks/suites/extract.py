@@ -1,0 +1,180 @@
+"""Features of all layers of VGG11, 10 outputs, in images a second: agop_jax, its peer and the bare passes."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from agop_jax import agop
+from agop_jax.extract import Extractor, tap
+from benchmarks import limits, networks, timing
+from benchmarks.peers import extraction
+from benchmarks.peers import networks as torch_networks
+from benchmarks.run import Options
+from benchmarks.tables import Claim, Row, Table, environment
+from benchmarks.timing import Work, spread
+
+OUTPUTS = 10
+MODULE = __name__
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image size.
+
+    Attributes:
+      size: side of the images.
+      batch, peer_batch: images of one call.
+      repeats: interleaved.
+      wanted, wanted_probe: x the peer's images a second.
+      width: of VGG11.
+    """
+
+    size: int
+    batch: int
+    peer_batch: int
+    repeats: int
+    wanted: float
+    wanted_probe: float | None = None
+    width: float = 1.0
+
+
+CASES = (Case(224, 4, 1, 2, 12, 50), Case(32, 16, 16, 3, 35))
+QUICK = (Case(32, 2, 1, 1, 1, 1, 0.0625),)
+WANTED_LIMIT = 1.15  # x the time of the bare passes
+
+
+def run(options: Options) -> Table:
+    """The table of this suite."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    found = environment(torch=True)
+    error = agreement()
+    rows = [row for case in (QUICK if options.quick else CASES) for row in measure(case, options.quick)]
+    notes = [
+        "Images a second: median and range of interleaved repeats; ratios are taken repeat by repeat. Random weights; "
+        "agop_jax takes the 8 convolutions and the Dense layer, the peer (one patch network a layer, `vmap(jacrev)`, "
+        "k x k products) the convolutions alone. Limit: one forward and 10 reverse passes to the images, one jitted "
+        "call, in its fastest form. Peak memory: of a fresh process above its imports, compilation included. "
+        f"Before it was timed the peer's AGOP was ours to {error:.0e} (relative, Frobenius, float32).",
+    ]
+    return Table("extract", f"VGG11, {OUTPUTS} outputs, features of all layers", rows, notes, found)
+
+
+def measure(case: Case, quick: bool) -> list[Row]:
+    """Four sides, interleaved; their peaks one by one. The form of the limit is chosen on part of a batch."""
+    part = max(1, case.batch // 4)
+    form = timing.fastest({form: limit(case.size, part, case.width, form) for form in limits.FORMS})
+    limit_work = limit(case.size, case.batch, case.width, form)
+    makers = {"gram": (gram, case.batch), "probe": (probe, case.batch), "peer": (peer, case.peer_batch)}
+    works = {name: make(case.size, batch, case.width) for name, (make, batch) in makers.items()}
+    times = timing.interleave({**works, "limit": limit_work}, case.repeats)
+    amounts = {name: batch for name, (_, batch) in makers.items()} | {"limit": case.batch}
+    rates = {name: amounts[name] / taken for name, taken in times.items()}
+    peaks = {} if quick else peaks_of(case, makers, form)
+    return rows(case, form, rates, peaks)
+
+
+def peaks_of(case: Case, makers: dict[str, tuple[Callable[..., Work], int]], form: str) -> dict[str, float | None]:
+    """MiB of each side."""
+    calls = {name: (make.__name__, case.size, batch, case.width) for name, (make, batch) in makers.items()}
+    calls["limit"] = ("limit", case.size, case.batch, case.width, form)
+    return {name: timing.peak(MODULE, *call) for name, call in calls.items()}
+
+
+def rows(case: Case, form: str, rates: dict[str, np.ndarray], peaks: dict[str, float | None]) -> list[Row]:
+    """The four sides of one size."""
+    against_peer = {name: spread(rate / rates["peer"]) for name, rate in rates.items()}
+    over_limit = spread(rates["limit"] / rates["gram"])
+    claims = {
+        "gram": (
+            Claim("x the peer", against_peer["gram"].median, case.wanted),
+            Claim("x the limit's time", over_limit.median, WANTED_LIMIT, at_least=False),
+            *_memory_claim(peaks),
+        ),
+        "probe": (Claim("x the peer", against_peer["probe"].median, case.wanted_probe),) if case.wanted_probe else (),
+    }
+    names = {
+        "gram": f"`gram`, batch {case.batch}",
+        "probe": f"`probe`, one cotangent, batch {case.batch}",
+        "peer": f"PyTorch peer, batch {case.peer_batch}",
+        "limit": f"limit ({form}), batch {case.batch}",
+    }
+    return [
+        Row(
+            f"{case.size} x {case.size}, {names[name]}",
+            {
+                "images / s": spread(rates[name]),
+                "x the peer": against_peer[name] if name != "peer" else "1",
+                "x the limit's time": over_limit if name == "gram" else "",
+                "peak memory, MiB": peaks.get(name),
+            },
+            claims.get(name, ()),
+        )
+        for name in names
+    ]
+
+
+def _memory_claim(peaks: dict[str, float | None]) -> tuple[Claim, ...]:
+    own, other = peaks.get("gram"), peaks.get("peer")
+    return (Claim("x the peer's memory", own / other, 1, at_least=False),) if own and other else ()
+
+
+def gram(size: int, batch: int, width: float) -> Work:
+    """Every reverse pass, exact; compiled by the first call."""
+    model, variables = networks.create("vgg11", size, OUTPUTS, width)
+    extractor = Extractor(model, variables, networks.smooth_images(batch, size), batch_size=batch)
+    return lambda: {path: layer.gradient_gram for path, layer in extractor(variables).items()}
+
+
+def probe(size: int, batch: int, width: float, outputs: int = OUTPUTS) -> Work:
+    """One random cotangent an image."""
+    model, variables = networks.create("vgg11", size, outputs, width)
+    images = jnp.asarray(networks.smooth_images(batch, size))
+    _, tapped = tap(model, variables, images)
+    output, labels = agop.output_function("logits"), jnp.zeros(batch, jnp.int32)
+
+    @jax.jit
+    def step(variables, images, key):
+        cotangents = jax.random.rademacher(key, (1, batch, outputs), jnp.float32)
+        return agop.gradient_grams(tapped, output, variables, images, labels, cotangents)
+
+    key = jax.random.key(0)
+    return lambda: step(variables, images, key)
+
+
+def peer(size: int, batch: int, width: float) -> Work:
+    """Patch Jacobians of one layer after another."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    model, variables = networks.create("vgg11", size, OUTPUTS, width)
+    network, images = (
+        torch_networks.convert(model, variables),
+        torch_networks.images(networks.smooth_images(batch, size)),
+    )
+    return lambda: extraction.all_agops(network, images)
+
+
+def limit(size: int, batch: int, width: float, form: str) -> Work:
+    """The bare reverse passes."""
+    model, variables = networks.create("vgg11", size, OUTPUTS, width)
+    return limits.reverse_passes(model, variables, networks.smooth_images(batch, size), OUTPUTS, form)
+
+
+def agreement() -> float:
+    """The largest relative Frobenius distance between the peer's AGOP of a layer and ours, on a narrow VGG11."""
+    model, variables = networks.create("vgg11", 32, 3, 0.0625)
+    images = networks.smooth_images(2, 32)
+    ours = Extractor(model, variables, images, batch_size=2)(variables)
+    network = torch_networks.convert(model, variables)
+    theirs = extraction.all_agops(network, torch_networks.images(images))
+    return max(distance(theirs[index], ours[f"Conv_{index}"]) for index in range(len(theirs)))
+
+
+def distance(theirs: torch.Tensor, layer) -> float:
+    """Of the peer's AGOP from that of a layer, whose patches are in another order."""
+    order = torch_networks.patch_order(layer.kernel.shape)
+    ours = np.asarray(layer.agop.dense())[np.ix_(order, order)]
+    return float(np.linalg.norm(theirs.numpy() - ours) / np.linalg.norm(ours))

@@ -1,0 +1,133 @@
+"""All kernels of VGG11's convolutions from stored features: ours from factors, the peer's from k x k CSV files."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+import agop_jax
+from benchmarks import features, limits, networks, timing
+from benchmarks.features import Features
+from benchmarks.peers import storage
+from benchmarks.run import Options
+from benchmarks.tables import Claim, Row, Table, environment
+from benchmarks.timing import Work, spread
+
+MODULE = __name__
+METHODS = ("agop", "nfm")
+LAYERS = "Conv_.*"
+PEER_REPEATS, REPEATS = 2, 7
+WANTED_PEER, WANTED_LIMIT = 100, 3
+
+
+def run(options: Options) -> Table:
+    """The table of this suite."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    found, width = environment(torch=True), features.QUICK if options.quick else features.FULL
+    layers = features.vgg11(width)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory)
+        agop_jax.save_features(path / "features", layers)
+        for k, layer in features.by_size(layers).items():
+            storage.write_arrow(path / f"{k}.csv", features.covariance(layer))
+        from_disk = measure_from_disk(layers, width, path)
+        peaks = {} if options.quick else peaks_of(layers, width, path)
+    notes = [
+        "Seconds for the kernels of all 8 convolutions: median and range of interleaved repeats. From disk: "
+        "`load_features` and `initialize`; the peer reads AGOP^(1/2) from CSV (pandas' C engine), adds 1e-6 I and "
+        "draws from `torch.distributions.MultivariateNormal` (Cholesky), timed on one layer of each shape and counted "
+        "as often as there are such. Second draw: features loaded and factored before; a whole model by `initialize`, "
+        "the convolutions alone by `kernel_init`. Limit: as many i.i.d. normal numbers in one jitted call, and one "
+        "pass over them. Peak memory: of a fresh process above its imports; the peer's of its largest layer alone.",
+    ]
+    rows = [*rows_from_disk(from_disk, peaks), *rows_of_draws(measure_draws(layers, width))]
+    return Table("init", "drawing all kernels of VGG11 from stored features", rows, notes, found)
+
+
+def measure_from_disk(layers: Features, width: float, path: Path) -> dict[str, np.ndarray]:
+    """{side: seconds of each repeat}; the peer's first call is timed too: nothing of it is compiled."""
+    works: dict[Any, Work] = {method: ours(method, width, str(path)) for method in METHODS}
+    for work in works.values():
+        work()
+    counts = features.counted(layers)
+    works |= {shape: peer(*shape, str(path)) for shape in counts}
+    times = timing.interleave(works, PEER_REPEATS, left_out=0)
+    total = sum(count * times[shape] for shape, count in counts.items())
+    return {**{method: times[method] for method in METHODS}, "peer": np.asarray(total)}
+
+
+def measure_draws(layers: Features, width: float) -> dict[str, np.ndarray]:
+    """{side: seconds of each repeat}, features at hand."""
+    number = sum(layer.kernel.size for layer in features.convolutions(layers))
+    works: dict[str, Work] = {"limit": limits.normals(number)}
+    for method in METHODS:
+        works[f"`initialize`, `{method}`"] = draw(layers, method, width)
+        works[f"`kernel_init`, `{method}`"] = kernels(layers, method)
+    return timing.interleave(works, REPEATS)
+
+
+def ours(method: str, width: float, path: str) -> Work:
+    """Features from disk, and a model's initial variables."""
+    model, _ = networks.create("vgg11", features.SIZE, features.OUTPUTS, width)
+    sample, key = jnp.zeros((1, features.SIZE, features.SIZE, 3)), jax.random.key(0)
+
+    def work() -> Any:
+        loaded = agop_jax.load_features(Path(path) / "features")
+        return agop_jax.initialize(model, key, sample, loaded, method, LAYERS)
+
+    return work
+
+
+def draw(layers: Features, method: str, width: float) -> Work:
+    """A model's initial variables from the same features again and again."""
+    model, _ = networks.create("vgg11", features.SIZE, features.OUTPUTS, width)
+    sample, key = jnp.zeros((1, features.SIZE, features.SIZE, 3)), jax.random.key(0)
+    return lambda: agop_jax.initialize(model, key, sample, layers, method, LAYERS)
+
+
+def kernels(layers: Features, method: str) -> Work:
+    """The convolutions' kernels alone."""
+    inits = [(agop_jax.kernel_init(layer, method), layer.kernel.shape) for layer in features.convolutions(layers)]
+    keys = jax.random.split(jax.random.key(0), len(inits))
+    return lambda: [init(key, shape) for key, (init, shape) in zip(keys, inits, strict=True)]
+
+
+def peer(k: int, filters: int, path: str) -> Work:
+    """One layer's covariance from disk, and its filters."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    return lambda: storage.draw(storage.read(Path(path) / f"{k}.csv"), filters)
+
+
+def peaks_of(layers: Features, width: float, path: Path) -> dict[str, float | None]:
+    """MiB of each side."""
+    calls: dict[str, tuple[Any, ...]] = {method: ("ours", method, width, str(path)) for method in METHODS}
+    calls["peer"] = ("peer", *max(features.counted(layers)), str(path))
+    return {side: timing.peak(MODULE, *call) for side, call in calls.items()}
+
+
+def rows_from_disk(times: dict[str, np.ndarray], peaks: dict[str, float | None]) -> list[Row]:
+    """Ours, by method, and the peer."""
+    found = []
+    for side, taken in times.items():
+        ratio = spread(times["peer"] / taken)
+        claims = () if side == "peer" else (Claim("x the peer", ratio.median, WANTED_PEER),)
+        cells = {"s": spread(taken), "x the peer": "1" if side == "peer" else ratio, "x the limit's time": ""}
+        name = "PyTorch peer, `agop`" if side == "peer" else f"agop_jax, `{side}`"
+        found.append(Row(f"from disk: {name}", {**cells, "peak memory, MiB": peaks.get(side)}, claims))
+    return found
+
+
+def rows_of_draws(times: dict[str, np.ndarray]) -> list[Row]:
+    """Ours, by call and method, and the limit."""
+    found = []
+    for side, taken in times.items():
+        ratio = spread(taken / times["limit"])
+        cells = {"s": spread(taken), "x the peer": "", "x the limit's time": "1" if side == "limit" else ratio}
+        claims = () if side == "limit" else (Claim("x the limit's time", ratio.median, WANTED_LIMIT, at_least=False),)
+        found.append(Row(f"second draw: {side}", {**cells, "peak memory, MiB": ""}, claims))
+    return found

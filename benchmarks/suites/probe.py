@@ -1,0 +1,313 @@
+"""Many outputs: how far `probe` is from the AGOP of a set of images, and `gram` on fewer images, pass for pass."""
+
+import contextlib
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from jax.experimental.compilation_cache import compilation_cache
+
+import agop_jax
+from agop_jax.data import Pipeline
+from agop_jax.errors import UserError
+from agop_jax.extract import Extractor
+from agop_jax.layer_features import LayerFeatures
+from benchmarks import networks, pictures, timing
+from benchmarks.run import Options
+from benchmarks.suites import extract as extract_suite
+from benchmarks.tables import Claim, Row, Table, environment
+from benchmarks.timing import Spread, spread
+
+DATA = "AGOP_JAX_DATA"
+COTANGENTS = (1, 2, 4)  # an image, on all images
+REFERENCE_COTANGENTS = 8  # of each run whose mean is the reference
+FRACTIONS = (4, 2)  # also on this part of the images, with one cotangent each
+WANTED_ERROR, WANTED_GRAM, WANTED_PEER = 2, 30, 500
+TOLERANCE = 1.25  # factor by which the stated error may miss the one found, in the median over layers and passes
+
+Grams = dict[str, np.ndarray]  # S of each convolution, float64
+Features = Mapping[str, LayerFeatures]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is compared.
+
+    Attributes:
+      images, size, outputs: of the set and of the network.
+      references: random cotangents an image of the reference.
+      width: of VGG11.
+      batch: images in one compiled step of `probe`.
+      gram_images: that the exact AGOP is computed of.
+      timed_outputs: of `gram`, when it is timed, and scaled to all.
+      repeats: of the timing.
+    """
+
+    images: int
+    references: int
+    size: int = 64
+    outputs: int = 1000
+    width: float = 1.0
+    batch: int = 50
+    gram_images: int = 8
+    timed_outputs: int = 100
+    repeats: int = 3
+
+
+class Errors(NamedTuple):
+    """{convolution: relative Frobenius error} of an estimate at a number of reverse passes, and the stated one."""
+
+    passes: int
+    found: dict[str, float]
+    stated: dict[str, float] | None = None
+
+
+def run(options: Options) -> Table:
+    """The table of this suite, and its figure."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    found, sizes = environment(torch=True), _sizes(options)
+    images, source = image_set(sizes)
+    model, variables = networks.create("vgg11", sizes.size, sizes.outputs, sizes.width)
+    with compiled_code_kept():
+        truth = Truth(reference(model, variables, images, sizes))
+        probed = [*probe_errors(model, variables, images, sizes, truth), truth.spread(sizes.images)]
+        exact = gram_errors(model, variables, images, sizes, truth)
+    rates = images_per_second(sizes)
+    pictures.save_probe(options.out / "probe", probed, exact, truth.own_error())
+    details = {"probe": [one._asdict() for one in probed], "gram": [one._asdict() for one in exact]}
+    details["reference_error"] = truth.own_error()
+    title = (
+        f"VGG11 at {sizes.size} x {sizes.size}, {sizes.outputs} outputs, against the AGOP of {sizes.images} images "
+        f"({source})"
+    )
+    rows = [*error_rows(probed, exact, sizes), *rate_rows(rates, sizes)]
+    return Table("probe", title, rows, notes(sizes, truth), found, "probe.png", details)
+
+
+def _sizes(options: Options) -> Sizes:
+    if options.quick:
+        return Sizes(16, 16, 32, 8, 1 / 16, 8, 2, 4, 1)
+    if options.references % REFERENCE_COTANGENTS or options.references < 2 * REFERENCE_COTANGENTS:
+        raise UserError(f"--references: wanted a multiple of 8 from 16, got {options.references}")
+    return Sizes(options.images, options.references)
+
+
+def notes(sizes: Sizes, truth: "Truth") -> list[str]:
+    """How the table was made."""
+    worst = max(truth.own_error().values())
+    return [
+        "Relative Frobenius error of AGOP, median and range of the 8 convolutions (of the last layer S is the "
+        "identity). `probe` takes one random cotangent each of more and more images, then more of each; `gram` is "
+        "exact, on as many images as the passes allow, root mean square over disjoint groups of "
+        f"{sizes.gram_images} images. Reference: `probe` with {sizes.references} cotangents an image in "
+        f"{len(truth.runs)} runs of other keys; its own error, at most {worst:.1%} as stated, is taken out (squares "
+        "subtracted); the last error of `probe` is the spread of these runs. Stated: by `standard_error`. Images a "
+        f"second: median and range of interleaved repeats; `gram` is timed on {sizes.timed_outputs} outputs and the "
+        f"peer on {extract_suite.OUTPUTS}, and scaled to {sizes.outputs}."
+    ]
+
+
+def image_set(sizes: Sizes) -> tuple[np.ndarray, str]:
+    """Normalised images and what they are: CIFAR-10 where it is at hand, else smooth noise."""
+    path = Path(os.environ.get(DATA, "")) / "cifar10.npz"
+    if not (os.environ.get(DATA) and path.exists()):
+        return networks.smooth_images(sizes.images, sizes.size), "smooth noise"
+    with np.load(path, allow_pickle=False) as arrays:
+        pixels = arrays["test_images"][: sizes.images]
+    mean, std = (
+        tuple(map(float, moment)) for moment in ((pixels / 255).mean((0, 1, 2)), (pixels / 255).std((0, 1, 2)))
+    )
+    pipeline = Pipeline(mean, std, resize=sizes.size)
+    return np.asarray(pipeline(jnp.asarray(pixels))), "CIFAR-10, resized"
+
+
+@contextlib.contextmanager
+def compiled_code_kept() -> Iterator[None]:
+    """`extract` compiles at every call; here the same code comes from a cache of this process's own."""
+    options = {"jax_compilation_cache_dir": None, "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in options}
+    with tempfile.TemporaryDirectory() as directory:
+        _configure(options | {"jax_compilation_cache_dir": directory})
+        try:
+            yield
+        finally:
+            _configure(before)
+
+
+def _configure(options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # it reads the directory once
+
+
+class Truth:
+    """The mean of independent runs of `probe`, and distances from it."""
+
+    def __init__(self, runs: Sequence[Features]) -> None:
+        self.runs = runs
+        self._grams = [grams_of(run) for run in runs]
+        self.mean = {path: np.mean([grams[path] for grams in self._grams], axis=0) for path in self._grams[0]}
+        matrices = {path: np.asarray(runs[0][path].matrix, np.float64) for path in self.mean}
+        self._kernel_grams = {path: matrix.T @ matrix for path, matrix in matrices.items()}
+        self.norm = {path: self.distance(path, gram) for path, gram in self.mean.items()}
+
+    def distance(self, path: str, difference: np.ndarray) -> float:
+        """|W D W^T|_F of a difference D, without a k x k matrix: the root of tr(D K D K), K = W^T W."""
+        product = difference @ self._kernel_grams[path]
+        return math.sqrt(np.sum(product * product.T))
+
+    def deviation(self, path: str) -> float:
+        """Standard deviation of one run, relative to AGOP, from the spread of all."""
+        squares = [self.distance(path, grams[path] - self.mean[path]) ** 2 for grams in self._grams]
+        return math.sqrt(sum(squares) / (len(squares) - 1)) / self.norm[path]
+
+    def stated_error(self) -> dict[str, float]:
+        """Of one run, relative, as the runs themselves state it (root mean square)."""
+        stated = [self.stated(run) for run in self.runs]
+        return {path: math.sqrt(np.mean([one[path] ** 2 for one in stated])) for path in self.mean}
+
+    def own_error(self) -> dict[str, float]:
+        """Of the mean, relative."""
+        return {path: error / math.sqrt(len(self.runs)) for path, error in self.stated_error().items()}
+
+    def errors(self, grams: Grams) -> dict[str, float]:
+        """Relative; the reference's own error is taken out, and no error found is below a tenth of it."""
+        own = self.own_error()
+        found = {path: self.distance(path, grams[path] - self.mean[path]) / self.norm[path] for path in self.mean}
+        return {path: math.sqrt(max(found[path] ** 2 - own[path] ** 2, own[path] ** 2 / 100)) for path in found}
+
+    def stated(self, features: Features) -> dict[str, float]:
+        """The standard errors that `probe` states, relative."""
+        return {path: float(features[path].standard_error) / self.norm[path] for path in self.mean}
+
+    def spread(self, images: int) -> Errors:
+        """Of the runs themselves: found by their spread, and stated by them."""
+        found = {path: self.deviation(path) for path in self.mean}
+        return Errors(images * REFERENCE_COTANGENTS, found, self.stated_error())
+
+
+def grams_of(features: Features) -> Grams:
+    """S of every convolution."""
+    return {
+        path: np.asarray(layer.gradient_gram, np.float64)
+        for path, layer in features.items()
+        if path.startswith("Conv_")
+    }
+
+
+def _probe(model: Any, variables: Any, images: np.ndarray, sizes: Sizes, cotangents: int, seed: int) -> Features:
+    options = {"batch_size": sizes.batch, "num_probes": cotangents, "key": jax.random.key(seed), "progress": False}
+    return agop_jax.extract(model, variables, images, method="probe", **options)
+
+
+def reference(model: Any, variables: Any, images: np.ndarray, sizes: Sizes) -> list[Features]:
+    """Independent runs over all images."""
+    runs = range(sizes.references // REFERENCE_COTANGENTS)
+    return [_probe(model, variables, images, sizes, REFERENCE_COTANGENTS, 100 + run) for run in runs]
+
+
+def probe_errors(model: Any, variables: Any, images: np.ndarray, sizes: Sizes, truth: Truth) -> list[Errors]:
+    """Fewer images with one cotangent each, then all of them with more and more."""
+    plan = [(len(images) // fraction, 1) for fraction in FRACTIONS] + [(len(images), m) for m in COTANGENTS]
+    found = []
+    for seed, (number, cotangents) in enumerate(plan):
+        features = _probe(model, variables, images[:number], sizes, cotangents, seed)
+        stated = truth.stated(features) if cotangents > 1 else None
+        found.append(Errors(number * cotangents, truth.errors(grams_of(features)), stated))
+    return found
+
+
+def gram_errors(model: Any, variables: Any, images: np.ndarray, sizes: Sizes, truth: Truth) -> list[Errors]:
+    """Exact on 1, 2, 4, ... images: root mean square over disjoint groups of the same few images."""
+    extractor = Extractor(model, variables, images[: sizes.gram_images], batch_size=1)
+    single = [grams_of(part) for part in extractor.batches(variables)]
+    found, number = [], 1
+    while number <= len(single):
+        groups = [single[start : start + number] for start in range(0, len(single), number)]
+        means = [{path: np.mean([one[path] for one in group], axis=0) for path in truth.mean} for group in groups]
+        errors = [truth.errors(mean) for mean in means]
+        total = {path: math.sqrt(np.mean([one[path] ** 2 for one in errors])) for path in truth.mean}
+        found.append(Errors(number * sizes.outputs, total))
+        number *= 2
+    return found
+
+
+def images_per_second(sizes: Sizes) -> dict[str, np.ndarray]:
+    """`probe` with one cotangent, `gram` and the peer scaled to all outputs."""
+    model, variables = networks.create("vgg11", sizes.size, sizes.outputs, sizes.width)
+    images = networks.smooth_images(sizes.gram_images, sizes.size)
+    outputs = list(range(sizes.timed_outputs))
+    extractor = Extractor(model, variables, images, batch_size=len(images), outputs=outputs)
+    works = {
+        "probe": extract_suite.probe(sizes.size, sizes.gram_images, sizes.width, sizes.outputs),
+        "gram": lambda: [layer.gradient_gram for layer in extractor(variables).values()],
+        "peer": extract_suite.peer(sizes.size, 1, sizes.width),
+    }
+    times = timing.interleave(works, sizes.repeats)
+    scaled = {
+        "probe": 1,
+        "gram": sizes.outputs / sizes.timed_outputs,
+        "peer": sizes.outputs / extract_suite.OUTPUTS * sizes.gram_images,
+    }
+    return {name: sizes.gram_images / (taken * scaled[name]) for name, taken in times.items()}
+
+
+def error_rows(probed: list[Errors], exact: list[Errors], sizes: Sizes) -> list[Row]:
+    """One row a number of passes."""
+    grams = {one.passes: one.found for one in exact}
+    ratios = {one.passes: _ratios(one.found, grams.get(one.passes)) for one in probed}
+    least = min((min(values) for values in ratios.values() if values), default=None)
+    stated = {one.passes: [one.stated[path] / one.found[path] for path in one.found] for one in probed if one.stated}
+    middle = float(np.median([ratio for values in stated.values() for ratio in values]))
+    rows = []
+    for one in probed:
+        number = min(one.passes, sizes.images)
+        cells = {
+            "`probe`, images x cotangents": f"{number} x {one.passes // number}",
+            "error of `probe`": _percent(one.found.values()),
+            "error of `gram`": _percent(grams[one.passes].values()) if one.passes in grams else "not possible",
+            "`gram` / `probe`, by layer": Spread(tuple(values)) if (values := ratios[one.passes]) else "",
+            "stated / found, by layer": Spread(tuple(stated[one.passes])) if one.passes in stated else "",
+        }
+        rows.append(Row(f"{one.passes} reverse passes", cells))
+    claims = (
+        Claim("x less error than `gram`, at every layer and number of passes", least, WANTED_ERROR),
+        Claim("x off is the stated error, in the median", max(middle, 1 / middle), TOLERANCE, at_least=False),
+    )
+    return [*rows[:-1], Row(rows[-1].name, rows[-1].cells, claims)]
+
+
+def _ratios(found: dict[str, float], exact: dict[str, float] | None) -> list[float]:
+    return [exact[path] / found[path] for path in found] if exact else []
+
+
+def _percent(values: Any) -> str:
+    values = [100 * value for value in values]
+    return f"{np.median(values):.2g} % ({min(values):.2g} to {max(values):.2g})"
+
+
+def rate_rows(rates: dict[str, np.ndarray], sizes: Sizes) -> list[Row]:
+    """Images a second of the three sides."""
+    names = {"probe": "`probe`, one cotangent", "gram": "`gram`", "peer": "PyTorch peer"}
+    others = {"gram": WANTED_GRAM, "peer": WANTED_PEER}
+    ratio = {side: spread(rates["probe"] / rates[side]) for side in others}
+    claims = tuple(Claim(f"x {names[side]}", ratio[side].median, wanted) for side, wanted in others.items())
+    return [
+        Row(
+            f"{sizes.outputs} outputs: {name}",
+            {
+                "images / s": spread(rates[side]),
+                "`probe` is faster by": ratio.get(side, ""),
+            },
+            claims if side == "probe" else (),
+        )
+        for side, name in names.items()
+    ]

@@ -1,0 +1,188 @@
+"""The peers of the benchmarks do what ours does, and every suite runs at toy sizes. Nothing here is about time."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import agop_jax
+from agop_jax.data import Pipeline, Split
+from agop_jax.errors import UserError
+from agop_jax.train import Settings, Trainer
+from benchmarks import features, limits, networks, run, tables, timing
+from benchmarks.tables import Claim, Row, Table
+from benchmarks.timing import Spread
+
+torch = pytest.importorskip("torch", reason="the peers need the extra 'bench'")
+pytest.importorskip("pandas", reason="the peers need the extra 'bench'")
+pytest.importorskip("pyarrow", reason="the peers need the extra 'bench'")
+
+from benchmarks.peers import extraction, storage, training  # noqa: E402
+from benchmarks.peers import networks as torch_networks  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+NARROW = {"vgg11": {"width": 0.0625}, "small_cnn": {"features": (3, 5, 4)}}
+SIZE = 32
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_peer_is_the_same_function(name):
+    model, variables = networks.create(name, SIZE, 3, **NARROW[name])
+    images = networks.smooth_images(2, SIZE)
+    theirs = torch_networks.convert(model, variables)(torch_networks.images(images)).detach().numpy()
+    np.testing.assert_allclose(theirs, model.apply(variables, jnp.asarray(images)), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_patch_jacobians_give_our_agop(name, x64):
+    """In float64, so that nothing but rounding of the last digits is left."""
+    double = lambda array: jnp.asarray(array, jnp.float64)
+    model, variables = networks.create(name, SIZE, 3, **NARROW[name])
+    variables, images = jax.tree.map(double, variables), networks.smooth_images(2, SIZE).astype(np.float64)
+    ours = agop_jax.extract(model, variables, images, batch_size=2, progress=False)
+    theirs = extraction.all_agops(torch_networks.convert(model, variables), torch_networks.images(images))
+    assert len(theirs) == sum(path.startswith("Conv_") for path in ours)
+    for index, matrix in enumerate(theirs):
+        layer = ours[f"Conv_{index}"]
+        order = torch_networks.patch_order(layer.kernel.shape)
+        wanted = np.asarray(layer.agop.dense())[np.ix_(order, order)]
+        np.testing.assert_allclose(matrix, wanted, atol=1e-12 * np.abs(wanted).max())
+
+
+def test_square_root_by_full_svd(x64):
+    factor = np.random.default_rng(0).normal(size=(12, 5))
+    theirs = extraction.square_root(torch.tensor(factor @ factor.T)).numpy()
+    ours = agop_jax.FeatureMatrix.from_factor(jnp.asarray(factor)).power(0.5).dense()
+    np.testing.assert_allclose(theirs, ours, atol=1e-7)  # the root of rounding in the null space
+    np.testing.assert_allclose(theirs @ theirs, factor @ factor.T, atol=1e-12)
+
+
+@pytest.mark.parametrize("writer", storage.WRITERS)
+def test_csv_keeps_float32(writer, tmp_path):
+    matrix = np.random.default_rng(0).normal(size=(7, 7)).astype(np.float32)
+    storage.WRITERS[writer](tmp_path / "m.csv", matrix)
+    np.testing.assert_array_equal(storage.read(tmp_path / "m.csv"), matrix)
+
+
+def test_peer_draws_from_the_covariance():
+    """The mean of w w^T over 20,000 draws: entries have a standard error of at most sqrt(2 / 20,000) times 0.46."""
+    layer = features.vgg11(features.QUICK)["Conv_0"]
+    wanted = features.covariance(layer)
+    torch.manual_seed(0)
+    filters = storage.draw(wanted, 20_000).numpy()
+    np.testing.assert_allclose(filters.T @ filters / len(filters), wanted, atol=5 * np.sqrt(2 / 20_000) * wanted.max())
+
+
+@pytest.mark.parametrize("layout", training.LAYOUTS)
+def test_two_steps_lose_the_same(layout):
+    """Trainer, bare step and peer from the same weights on the same images: losses of two steps, and weights after."""
+    model, variables = networks.create("small_cnn", 8, **NARROW["small_cnn"])
+    pixels, labels = networks.uint8_images(6, 8)
+    mean, std, rate = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 0.1
+    settings = Settings(2, 6, momentum=training.MOMENTUM, weight_decay=training.WEIGHT_DECAY, schedule="constant")
+    pipeline = Pipeline(mean, std)
+    trainer, data = Trainer(model, pipeline, settings), Split(jnp.asarray(pixels), jnp.asarray(labels))
+    state = trainer.start(variables)
+    for _ in range(2):
+        state = trainer.step(state, data, np.arange(6), rate, jax.random.key(0))
+
+    images = np.asarray(pipeline(jnp.asarray(pixels)))
+    network = torch_networks.convert(model, variables)
+    peer = training.Trainer(network, rate, layout)
+    theirs = [float(peer.step(torch_networks.images(images), torch.tensor(labels))) for _ in range(2)]
+    assert theirs[0] != theirs[1]
+
+    step = limits.training_step(model, rate, training.MOMENTUM, training.WEIGHT_DECAY)
+    params = jax.tree.map(jnp.array, variables["params"])
+    bare, bare_losses = (params, jax.tree.map(jnp.zeros_like, params)), []
+    for _ in range(2):
+        bare, loss = step(bare, jnp.asarray(images), jnp.asarray(labels))
+        bare_losses.append(float(loss))
+
+    np.testing.assert_allclose(bare_losses, theirs, rtol=1e-5)
+    assert float(state.loss_sum) == pytest.approx(sum(theirs), rel=1e-5)
+    kernel = network[0].weight.detach().numpy().transpose(2, 3, 1, 0)
+    for params in (state.variables["params"], bare[0]):
+        np.testing.assert_allclose(params["Conv_0"]["kernel"], kernel, atol=1e-5)
+
+
+def test_host_and_device_resize_show_the_same_images():
+    """Up to one grey level, to which Pillow rounds."""
+    pixels, labels = networks.uint8_images(3, 32)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    ours = np.asarray(Pipeline(mean, std, resize=50)(jnp.asarray(pixels)))
+    dataset = training.Resized(pixels, labels, torch.tensor(mean), torch.tensor(std), 50)
+    theirs = np.stack([np.moveaxis(dataset[index][0].numpy(), 0, -1) for index in range(3)])
+    np.testing.assert_allclose(theirs, ours, atol=1.01 / 255 / 0.2)
+    assert [dataset[index][1] for index in range(3)] == list(labels)
+
+
+def test_forms_of_the_limit_do_the_same_passes():
+    model, variables = networks.create("small_cnn", 8, 3, **NARROW["small_cnn"])
+    images = networks.smooth_images(2, 8)
+    wanted = jax.vmap(jax.jacrev(lambda image: model.apply(variables, image[None])[0]))(images).sum((0, 2, 3, 4))
+    for form in limits.FORMS:
+        np.testing.assert_allclose(limits.reverse_passes(model, variables, images, 3, form)(), wanted, atol=1e-5)
+
+
+def test_interleaving():
+    calls = []
+    sides = {name: (lambda name=name: calls.append(name)) for name in "ab"}
+    times = timing.interleave(sides, 3)
+    assert "".join(calls) == "abababab"
+    assert {name: len(taken) for name, taken in times.items()} == {"a": 3, "b": 3}
+
+
+def test_peak_memory_is_that_of_the_call():
+    """Half a gigabyte is touched; the parent's own memory does not count."""
+    if timing.peak("benchmarks.timing", "held", 0) is None:
+        pytest.skip("no /proc here")
+    assert timing.peak("benchmarks.timing", "held", 500) == pytest.approx(500, abs=50)
+
+
+def test_table(tmp_path):
+    claims = (Claim("x the peer", 12.0, 12), Claim("x the limit", 1.2, 1.15, at_least=False), Claim("MB", None, 1))
+    rows = [
+        Row("ours", {"s": Spread((3.0, 1.0, 2.0)), "MiB": None}, claims),
+        Row("peer", {"s": Spread((1234.5,)), "MiB": 0.123456}),
+    ]
+    table = Table("extract", "title", rows, ["A note."], tables.environment())
+    text = tables.write(table, tmp_path)
+    assert "| ours | 2 (1 to 3) | not measured | ≥ 12 x the peer: met; ≤ 1.15 x the limit: **not met**; ≥ 1 MB" in text
+    assert "| peer | 1 230 (once) | 0.123 |  |" in text
+    found = json.loads((tmp_path / "extract.json").read_text())
+    assert found["rows"][0]["s"] == [3.0, 1.0, 2.0]
+    assert [claim["met"] for claim in found["rows"][0]["claims"]] == [True, False, None]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_readme_section(tmp_path):
+    readme, out = tmp_path / "README.md", tmp_path / "out"
+    readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    with pytest.raises(UserError, match="run the suites first"):
+        tables.write_readme(readme, out)
+    for suite in ("store", "extract"):
+        tables.write(Table(suite, "title", [Row("ours", {"s": 1.0})], [], tables.environment(), "x.png"), out)
+    run.main(["--tables-only", f"--out={out}", f"--readme={readme}"])
+    text = readme.read_text()
+    assert re.match(
+        r"before\n<!-- benchmarks -->\n\*\*extract\*\*(.|\n)*\*\*store\*\*(.|\n)*<!-- /benchmarks -->\nafter\n$", text
+    )
+    assert "old" not in text
+    assert ".png" not in text
+    readme.write_text("no marks")
+    with pytest.raises(UserError, match="wanted one <!-- benchmarks -->"):
+        tables.write_readme(readme, out)
+
+
+@pytest.mark.parametrize("suite", ["extract", "train", "store", "init", "probe", "start", "growth"])
+def test_suite_at_toy_size(suite, tmp_path):
+    run.main([f"--suite={suite}", "--quick", f"--out={tmp_path}"])
+    found = json.loads((tmp_path / f"{suite}.json").read_text())
+    assert found["suite"] == suite
+    assert found["environment"]["jax"] == jax.__version__
+    assert all(claim["found"] > 0 for row in found["rows"] for claim in row["claims"] if claim["met"] is not None)
+    assert (tmp_path / f"{suite}.md").read_text().startswith(f"**{suite}**")
