@@ -3,6 +3,8 @@
 For example, as reported in docs/ansatz.md:
 
     python benchmarks/ansatz.py lenet5 npz:mnist.npz 600 0.05 lenet5.csv
+    python benchmarks/ansatz.py vgg11_bn npz:cifar10.npz 2000 0.1 vgg11bn.csv 0.25
+    python benchmarks/ansatz.py vgg11 npz:cifar10.npz 600 0.05 vgg11.csv 0.5
 
 512 test images, all logits; SGD with momentum 0.9, batch 64, cosine schedule, weight decay 5e-4, no augmentation, He's
 initialisation. Writes `ansatz.csv`'s columns and prints the report's sentences.
