@@ -84,6 +84,9 @@ def layer_gram(deltas: list[Array], spec: LayerSpec) -> Float[Array, "*stack gro
 
     def call_gram(delta: Array) -> Array:
         delta = delta.astype(jnp.promote_types(delta.dtype, jnp.float32))
+        if spec.groups == 1:  # without an axis for groups: on a CPU a batched product takes up to three times as long
+            rows = delta.reshape(*delta.shape[: spec.stacked], -1, delta.shape[-1])
+            return jnp.expand_dims(jnp.einsum("...ri,...rj->...ij", rows, rows, precision=HIGHEST), -3)
         rows = delta.reshape(*delta.shape[: spec.stacked], -1, spec.groups, delta.shape[-1] // spec.groups)
         return jnp.einsum("...rgi,...rgj->...gij", rows, rows, precision=HIGHEST)
 

@@ -1,5 +1,6 @@
 """What does not fit is refused before it runs, and compiled code is kept."""
 
+import math
 import os
 import subprocess
 import sys
@@ -16,10 +17,6 @@ from agop_jax.compilation import compile_within_memory, keep_compiled_code, with
 from agop_jax.errors import UserError
 
 
-def outer(x):
-    return jnp.sin(x[:, None] + x[None]).sum()
-
-
 def test_needed_bytes_are_those_of_the_outputs_and_of_what_is_between():
     """A 1000 x 1000 product of float32 in between takes 4 MB, an output that takes an argument's place none."""
     x = jnp.ones((1000, 1000))
@@ -33,6 +30,19 @@ def test_what_does_not_fit_is_one_line(monkeypatch):
     monkeypatch.setattr(compilation, "free_bytes", lambda: 2**20)
     with pytest.raises(UserError, match=r"^a step needs 0.01 GiB of memory, 0.00 GiB are free: lower batch_size$"):
         compile_within_memory(lambda x: x @ x @ x, (jnp.ones((1000, 1000)),), "a step", "lower batch_size")
+
+
+def test_memory_counts_more_than_speed_where_it_is_short():
+    """Products that can overlap hold their factors at once, unless they are asked to come one after another."""
+
+    def products(x):
+        return sum(jnp.tanh(jnp.sin(x + i) @ jnp.cos(x - i)).sum() for i in range(8))
+
+    fast, frugal = (compile_within_memory(products, (jnp.ones((500, 500)),), "it", "", ample) for ample in (2**40, 0))
+    assert compilation.needed_bytes(frugal) < compilation.needed_bytes(fast)
+    np.testing.assert_allclose(
+        fast(np.ones((500, 500), np.float32)), frugal(np.ones((500, 500), np.float32)), rtol=1e-5
+    )
 
 
 def test_free_memory_is_known_on_a_cpu():
@@ -66,7 +76,7 @@ def network():
 
 def test_extraction_takes_fewer_outputs_at_a_time_where_memory_is_short(network, monkeypatch):
     wanted = agop_jax.extract(*network, progress=False)
-    answers = iter([0, 0, None])  # 10 outputs and 5 do not fit, 2 do
+    answers = iter([0, 0, math.inf])  # 10 outputs and 5 do not fit, 2 do
     monkeypatch.setattr(compilation, "free_bytes", lambda: next(answers))
     found = agop_jax.extract(*network, progress=False)
     assert next(answers, "none left") == "none left"

@@ -43,7 +43,7 @@ class Case:
     width: float = 1.0
 
 
-CASES = (Case(224, 4, 1, 2, 12, 50), Case(32, 16, 16, 3, 35))
+CASES = (Case(224, 2, 1, 3, 12, 50), Case(32, 16, 16, 3, 35))
 QUICK = (Case(32, 2, 1, 1, 1, 1, 0.0625),)
 WANTED_LIMIT = 1.15  # x the time of the bare passes
 
