@@ -67,12 +67,13 @@ def test_csv_keeps_float32(writer, tmp_path):
     np.testing.assert_array_equal(storage.read(tmp_path / "m.csv"), matrix)
 
 
-def test_peer_draws_from_the_covariance():
+@pytest.mark.parametrize("draw", storage.DRAWS)
+def test_peer_draws_from_the_covariance(draw):
     """The mean of w w^T over 20,000 draws: entries have a standard error of at most sqrt(2 / 20,000) times 0.46."""
     layer = features.vgg11(features.QUICK)["Conv_0"]
     wanted = features.covariance(layer)
     torch.manual_seed(0)
-    filters = storage.draw(wanted, 20_000).numpy()
+    filters = storage.DRAWS[draw](wanted, 20_000).numpy()
     np.testing.assert_allclose(filters.T @ filters / len(filters), wanted, atol=5 * np.sqrt(2 / 20_000) * wanted.max())
 
 

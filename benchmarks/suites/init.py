@@ -20,6 +20,7 @@ from benchmarks.timing import Work, spread
 
 MODULE = __name__
 METHODS = ("agop", "nfm")
+PEER = "MultivariateNormal"
 LAYERS = "Conv_.*"
 PEER_REPEATS, REPEATS = 2, 7
 WANTED_PEER, WANTED_LIMIT = 100, 3
@@ -39,11 +40,12 @@ def run(options: Options) -> Table:
         peaks = {} if options.quick else peaks_of(layers, width, path)
     notes = [
         "Seconds for the kernels of all 8 convolutions: median and range of interleaved repeats. From disk: "
-        "`load_features` and `initialize`; the peer reads AGOP^(1/2) from CSV (pandas' C engine), adds 1e-6 I and "
-        "draws from `torch.distributions.MultivariateNormal` (Cholesky), timed on one layer of each shape and counted "
-        "as often as there are such. Second draw: features loaded and factored before; a whole model by `initialize`, "
-        "the convolutions alone by `kernel_init`. Limit: as many i.i.d. normal numbers in one jitted call, and one "
-        "pass over them. Peak memory: of a fresh process above its imports; the peer's of its largest layer alone.",
+        "`load_features` and `initialize`; the peers read AGOP^(1/2) from CSV (pandas' C engine), add 1e-6 I and draw "
+        "from `torch.distributions.MultivariateNormal`, or by Cholesky and the one matrix product that this class does "
+        "without; timed on one layer of each shape and counted as often as there are such. Second draw: features "
+        "loaded and factored before; a whole model by `initialize`, the convolutions alone by `kernel_init`. Limit: as "
+        "many i.i.d. normal numbers in one jitted call, and one pass over them. Peak memory: of a fresh process above "
+        "its imports; the peers' of the largest layer alone.",
     ]
     rows = [*rows_from_disk(from_disk, peaks), *rows_of_draws(measure_draws(layers, width))]
     return Table("init", "drawing all kernels of VGG11 from stored features", rows, notes, found)
@@ -55,10 +57,10 @@ def measure_from_disk(layers: Features, width: float, path: Path) -> dict[str, n
     for work in works.values():
         work()
     counts = features.counted(layers)
-    works |= {shape: peer(*shape, str(path)) for shape in counts}
+    works |= {(draw, shape): peer(*shape, str(path), draw) for shape in counts for draw in storage.DRAWS}
     times = timing.interleave(works, PEER_REPEATS, left_out=0)
-    total = sum(count * times[shape] for shape, count in counts.items())
-    return {**{method: times[method] for method in METHODS}, "peer": np.asarray(total)}
+    total = lambda draw: np.sum([count * times[draw, shape] for shape, count in counts.items()], axis=0)
+    return {method: times[method] for method in METHODS} | {draw: total(draw) for draw in storage.DRAWS}
 
 
 def measure_draws(layers: Features, width: float) -> dict[str, np.ndarray]:
@@ -97,27 +99,27 @@ def kernels(layers: Features, method: str) -> Work:
     return lambda: [init(key, shape) for key, (init, shape) in zip(keys, inits, strict=True)]
 
 
-def peer(k: int, filters: int, path: str) -> Work:
+def peer(k: int, filters: int, path: str, draw: str) -> Work:
     """One layer's covariance from disk, and its filters."""
     torch.set_num_threads(os.cpu_count() or 1)
-    return lambda: storage.draw(storage.read(Path(path) / f"{k}.csv"), filters)
+    return lambda: storage.DRAWS[draw](storage.read(Path(path) / f"{k}.csv"), filters)
 
 
 def peaks_of(layers: Features, width: float, path: Path) -> dict[str, float | None]:
     """MiB of each side."""
     calls: dict[str, tuple[Any, ...]] = {method: ("ours", method, width, str(path)) for method in METHODS}
-    calls["peer"] = ("peer", *max(features.counted(layers)), str(path))
+    calls |= {draw: ("peer", *max(features.counted(layers)), str(path), draw) for draw in storage.DRAWS}
     return {side: timing.peak(MODULE, *call) for side, call in calls.items()}
 
 
 def rows_from_disk(times: dict[str, np.ndarray], peaks: dict[str, float | None]) -> list[Row]:
-    """Ours, by method, and the peer."""
+    """Ours, by method, and the peers."""
     found = []
     for side, taken in times.items():
-        ratio = spread(times["peer"] / taken)
-        claims = () if side == "peer" else (Claim("x the peer", ratio.median, WANTED_PEER),)
-        cells = {"s": spread(taken), "x the peer": "1" if side == "peer" else ratio, "x the limit's time": ""}
-        name = "PyTorch peer, `agop`" if side == "peer" else f"agop_jax, `{side}`"
+        ratio = spread(times[PEER] / taken)
+        claims = (Claim("x the peer", ratio.median, WANTED_PEER),) if side in METHODS else ()
+        cells = {"s": spread(taken), "x the peer": "1" if side == PEER else ratio, "x the limit's time": ""}
+        name = f"agop_jax, `{side}`" if side in METHODS else f"PyTorch, {side}"
         found.append(Row(f"from disk: {name}", {**cells, "peak memory, MiB": peaks.get(side)}, claims))
     return found
 
