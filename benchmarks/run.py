@@ -1,9 +1,9 @@
 """The benchmarks: python -m benchmarks.run [--suite=extract|probe|init|store|train|start|growth|all] [...].
 
 Each suite times this package beside its peers in PyTorch and beside what the hardware allows, in one run, and writes
-`OUT/SUITE.json` and `OUT/SUITE.md`. Needs the extra 'bench'. On a quiet machine with 2 cores:
-
-Cost:     see COSTS; all suites one after another some 25 minutes, of which 'probe' takes the most.
+`OUT/SUITE.json` and `OUT/SUITE.md`. Needs the extra 'bench' and the root of the repository as working directory. The
+machine must be quiet: tables tell its load before. Half an hour for all suites is the estimate for 2 cores; 'probe'
+takes the most, in proportion to --images and --references.
 """
 
 import argparse
@@ -56,8 +56,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--readme", type=Path, help="file whose section between the marks is replaced by the tables")
     parser.add_argument("--tables-only", action="store_true", help="measure nothing, put what is in OUT into --readme")
     parser.add_argument("--quick", action="store_true", help="toy sizes; the numbers mean nothing")
-    parser.add_argument("--images", type=int, default=1000, help="of the set of suite 'probe'")
-    parser.add_argument("--references", type=int, default=32, help="random cotangents an image of its reference")
+    parser.add_argument("--images", type=int, default=1000, help="of the set of suite 'probe'; 8 or more")
+    parser.add_argument("--references", type=int, default=32, help="random cotangents an image of its reference: 8 m")
     return parser.parse_args(argv)
 
 

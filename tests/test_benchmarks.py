@@ -11,10 +11,12 @@ import pytest
 import agop_jax
 from agop_jax.data import Pipeline, Split
 from agop_jax.errors import UserError
+from agop_jax.layer_features import LayerFeatures
 from agop_jax.train import Settings, Trainer
 from benchmarks import features, limits, networks, run, tables, timing
 from benchmarks.tables import Claim, Row, Table
 from benchmarks.timing import Spread
+from benchmarks.truth import Truth
 
 torch = pytest.importorskip("torch", reason="the peers need the extra 'bench'")
 pytest.importorskip("pandas", reason="the peers need the extra 'bench'")
@@ -179,6 +181,12 @@ def test_readme_section(tmp_path):
         tables.write_readme(readme, out)
 
 
+@pytest.mark.parametrize("wrong", ["--references=12", "--references=8", "--images=7"])
+def test_sizes_that_cannot_be(wrong, tmp_path):
+    with pytest.raises(UserError, match=wrong.partition("=")[0]):
+        run.main(["--suite=probe", f"--out={tmp_path}", wrong])
+
+
 @pytest.mark.parametrize("suite", ["extract", "train", "store", "init", "probe", "start", "growth"])
 def test_suite_at_toy_size(suite, tmp_path):
     run.main([f"--suite={suite}", "--quick", f"--out={tmp_path}"])
@@ -187,3 +195,24 @@ def test_suite_at_toy_size(suite, tmp_path):
     assert found["environment"]["jax"] == jax.__version__
     assert all(claim["found"] > 0 for row in found["rows"] for claim in row["claims"] if claim["met"] is not None)
     assert (tmp_path / f"{suite}.md").read_text().startswith(f"**{suite}**")
+
+
+def test_distance_from_the_truth_is_that_of_dense_matrices():
+    """Two runs of known S: norms, own error and spread from k x k matrices, written out."""
+    random = np.random.default_rng(0)
+    kernel = jnp.asarray(random.normal(size=(3, 3, 2, 4)), jnp.float32)
+    grams = [(lambda g: jnp.asarray(g @ g.T, jnp.float32))(random.normal(size=(4, 6))) for _ in range(3)]
+    layer = lambda gram: LayerFeatures(
+        kernel=kernel, gradient_gram=gram, count=5, path="Conv_0", standard_error=jnp.array(0.5)
+    )
+    found = Truth([{"Conv_0": layer(gram)} for gram in grams[:2]])
+    dense = lambda gram: np.asarray(layer(gram).matrix @ gram @ layer(gram).matrix.T)
+    mean = dense((grams[0] + grams[1]) / 2)
+    norm = np.linalg.norm(mean)
+    own = 0.5 / norm / np.sqrt(2)
+    assert found.own_error()["Conv_0"] == pytest.approx(own, rel=1e-4)
+    apart = np.linalg.norm(dense(grams[2]) - mean) / norm
+    errors = found.errors({"Conv_0": np.asarray(grams[2], np.float64)})
+    assert errors["Conv_0"] == pytest.approx(np.sqrt(apart**2 - own**2), rel=1e-4)
+    spread = np.sqrt(sum(np.linalg.norm(dense(gram) - mean) ** 2 for gram in grams[:2])) / norm
+    assert found.spread(80).found["Conv_0"] == pytest.approx(spread, rel=1e-4)

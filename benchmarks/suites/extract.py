@@ -44,7 +44,7 @@ class Case:
 
 
 CASES = (Case(224, 2, 1, 3, 12, 50), Case(32, 16, 16, 3, 35))
-QUICK = (Case(32, 2, 1, 1, 1, 1, 0.0625),)
+QUICK = (Case(32, 2, 2, 1, 1, 1, 0.0625),)
 WANTED_LIMIT = 1.15  # x the time of the bare passes
 
 
@@ -65,13 +65,13 @@ def run(options: Options) -> Table:
 
 
 def measure(case: Case, quick: bool) -> list[Row]:
-    """Four sides, interleaved; their peaks one by one. The form of the limit is chosen on part of a batch."""
-    part = max(1, case.batch // 4)
-    form = timing.fastest({form: limit(case.size, part, case.width, form) for form in limits.FORMS})
-    limit_work = limit(case.size, case.batch, case.width, form)
+    """All sides, interleaved; their peaks one by one."""
+    forms = {form: limit(case.size, case.batch, case.width, form) for form in limits.FORMS}
+    form = timing.fastest(forms)
     makers = {"gram": (gram, case.batch), "probe": (probe, case.batch), "peer": (peer, case.peer_batch)}
+    makers |= {"one by one": (peer, 1)} if case.peer_batch > 1 else {}
     works = {name: make(case.size, batch, case.width) for name, (make, batch) in makers.items()}
-    times = timing.interleave({**works, "limit": limit_work}, case.repeats)
+    times = timing.interleave({**works, "limit": forms[form]}, case.repeats)
     amounts = {name: batch for name, (_, batch) in makers.items()} | {"limit": case.batch}
     rates = {name: amounts[name] / taken for name, taken in times.items()}
     peaks = {} if quick else peaks_of(case, makers, form)
@@ -86,7 +86,7 @@ def peaks_of(case: Case, makers: dict[str, tuple[Callable[..., Work], int]], for
 
 
 def rows(case: Case, form: str, rates: dict[str, np.ndarray], peaks: dict[str, float | None]) -> list[Row]:
-    """The four sides of one size."""
+    """All sides of one size."""
     against_peer = {name: spread(rate / rates["peer"]) for name, rate in rates.items()}
     over_limit = spread(rates["limit"] / rates["gram"])
     claims = {
@@ -101,6 +101,7 @@ def rows(case: Case, form: str, rates: dict[str, np.ndarray], peaks: dict[str, f
         "gram": f"`gram`, batch {case.batch}",
         "probe": f"`probe`, one cotangent, batch {case.batch}",
         "peer": f"PyTorch peer, batch {case.peer_batch}",
+        "one by one": "PyTorch peer, batch 1",
         "limit": f"limit ({form}), batch {case.batch}",
     }
     return [
@@ -115,6 +116,7 @@ def rows(case: Case, form: str, rates: dict[str, np.ndarray], peaks: dict[str, f
             claims.get(name, ()),
         )
         for name in names
+        if name in rates
     ]
 
 

@@ -4,10 +4,10 @@ import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,12 @@ import agop_jax
 from agop_jax.data import Pipeline
 from agop_jax.errors import UserError
 from agop_jax.extract import Extractor
-from agop_jax.layer_features import LayerFeatures
 from benchmarks import networks, pictures, timing
 from benchmarks.run import Options
 from benchmarks.suites import extract as extract_suite
 from benchmarks.tables import Claim, Row, Table, environment
 from benchmarks.timing import Spread, spread
+from benchmarks.truth import Errors, Features, Truth, grams_of
 
 DATA = "AGOP_JAX_DATA"
 COTANGENTS = (1, 2, 4)  # an image, on all images
@@ -32,9 +32,6 @@ REFERENCE_COTANGENTS = 8  # of each run whose mean is the reference
 FRACTIONS = (4, 2)  # also on this part of the images, with one cotangent each
 WANTED_ERROR, WANTED_GRAM, WANTED_PEER = 2, 30, 500
 TOLERANCE = 1.25  # factor by which the stated error may miss the one found, in the median over layers and passes
-
-Grams = dict[str, np.ndarray]  # S of each convolution, float64
-Features = Mapping[str, LayerFeatures]
 
 
 @dataclass(frozen=True)
@@ -62,14 +59,6 @@ class Sizes:
     repeats: int = 3
 
 
-class Errors(NamedTuple):
-    """{convolution: relative Frobenius error} of an estimate at a number of reverse passes, and the stated one."""
-
-    passes: int
-    found: dict[str, float]
-    stated: dict[str, float] | None = None
-
-
 def run(options: Options) -> Table:
     """The table of this suite, and its figure."""
     torch.set_num_threads(os.cpu_count() or 1)
@@ -78,7 +67,10 @@ def run(options: Options) -> Table:
     model, variables = networks.create("vgg11", sizes.size, sizes.outputs, sizes.width)
     with compiled_code_kept():
         truth = Truth(reference(model, variables, images, sizes))
-        probed = [*probe_errors(model, variables, images, sizes, truth), truth.spread(sizes.images)]
+        probed = [
+            *probe_errors(model, variables, images, sizes, truth),
+            truth.spread(sizes.images * REFERENCE_COTANGENTS),
+        ]
         exact = gram_errors(model, variables, images, sizes, truth)
     rates = images_per_second(sizes)
     pictures.save_probe(options.out / "probe", probed, exact, truth.own_error())
@@ -97,10 +89,12 @@ def _sizes(options: Options) -> Sizes:
         return Sizes(16, 16, 32, 8, 1 / 16, 8, 2, 4, 1)
     if options.references % REFERENCE_COTANGENTS or options.references < 2 * REFERENCE_COTANGENTS:
         raise UserError(f"--references: wanted a multiple of 8 from 16, got {options.references}")
+    if options.images < Sizes.gram_images:
+        raise UserError(f"--images: wanted {Sizes.gram_images} or more, got {options.images}")
     return Sizes(options.images, options.references)
 
 
-def notes(sizes: Sizes, truth: "Truth") -> list[str]:
+def notes(sizes: Sizes, truth: Truth) -> list[str]:
     """How the table was made."""
     worst = max(truth.own_error().values())
     return [
@@ -146,61 +140,6 @@ def _configure(options: dict[str, Any]) -> None:
     for name, value in options.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()  # it reads the directory once
-
-
-class Truth:
-    """The mean of independent runs of `probe`, and distances from it."""
-
-    def __init__(self, runs: Sequence[Features]) -> None:
-        self.runs = runs
-        self._grams = [grams_of(run) for run in runs]
-        self.mean = {path: np.mean([grams[path] for grams in self._grams], axis=0) for path in self._grams[0]}
-        matrices = {path: np.asarray(runs[0][path].matrix, np.float64) for path in self.mean}
-        self._kernel_grams = {path: matrix.T @ matrix for path, matrix in matrices.items()}
-        self.norm = {path: self.distance(path, gram) for path, gram in self.mean.items()}
-
-    def distance(self, path: str, difference: np.ndarray) -> float:
-        """|W D W^T|_F of a difference D, without a k x k matrix: the root of tr(D K D K), K = W^T W."""
-        product = difference @ self._kernel_grams[path]
-        return math.sqrt(np.sum(product * product.T))
-
-    def deviation(self, path: str) -> float:
-        """Standard deviation of one run, relative to AGOP, from the spread of all."""
-        squares = [self.distance(path, grams[path] - self.mean[path]) ** 2 for grams in self._grams]
-        return math.sqrt(sum(squares) / (len(squares) - 1)) / self.norm[path]
-
-    def stated_error(self) -> dict[str, float]:
-        """Of one run, relative, as the runs themselves state it (root mean square)."""
-        stated = [self.stated(run) for run in self.runs]
-        return {path: math.sqrt(np.mean([one[path] ** 2 for one in stated])) for path in self.mean}
-
-    def own_error(self) -> dict[str, float]:
-        """Of the mean, relative."""
-        return {path: error / math.sqrt(len(self.runs)) for path, error in self.stated_error().items()}
-
-    def errors(self, grams: Grams) -> dict[str, float]:
-        """Relative; the reference's own error is taken out, and no error found is below a tenth of it."""
-        own = self.own_error()
-        found = {path: self.distance(path, grams[path] - self.mean[path]) / self.norm[path] for path in self.mean}
-        return {path: math.sqrt(max(found[path] ** 2 - own[path] ** 2, own[path] ** 2 / 100)) for path in found}
-
-    def stated(self, features: Features) -> dict[str, float]:
-        """The standard errors that `probe` states, relative."""
-        return {path: float(features[path].standard_error) / self.norm[path] for path in self.mean}
-
-    def spread(self, images: int) -> Errors:
-        """Of the runs themselves: found by their spread, and stated by them."""
-        found = {path: self.deviation(path) for path in self.mean}
-        return Errors(images * REFERENCE_COTANGENTS, found, self.stated_error())
-
-
-def grams_of(features: Features) -> Grams:
-    """S of every convolution."""
-    return {
-        path: np.asarray(layer.gradient_gram, np.float64)
-        for path, layer in features.items()
-        if path.startswith("Conv_")
-    }
 
 
 def _probe(model: Any, variables: Any, images: np.ndarray, sizes: Sizes, cotangents: int, seed: int) -> Features:
