@@ -221,7 +221,7 @@ def _probed(
     if num_probes < 1:
         raise UserError(f"num_probes: wanted 1 or more, got {num_probes}")
 
-    def passes(variables, images, labels, weights, key):
+    def passes(variables, images, labels, weights, matrices, key):  # closed over, XLA would fold W^T W for minutes
         num_outputs = _num_outputs(tapped, output, variables, images, labels)
         signs = jax.random.rademacher(key, (num_probes, len(images), num_outputs), jnp.float32)
         cotangents = signs * weights[None, :, None]
@@ -234,7 +234,8 @@ def _probed(
     total: Any = None
     count = 0
     for index, batch in enumerate(batches):
-        total = _add(total, step(variables, *map(jnp.asarray, batch), jax.random.fold_in(key, index)))
+        arrays = tuple(map(jnp.asarray, batch))
+        total = _add(total, step(variables, *arrays, matrices, jax.random.fold_in(key, index)))
         count += int(batch[-1].sum())
     grams = {path: gram / count for path, gram in total[0].items()}
     errors = {path: jnp.sqrt(variance) / count for path, variance in total[1].items()}
