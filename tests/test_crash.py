@@ -35,7 +35,7 @@ def command(workdir: Path) -> list[str]:
     overrides = {
         "recipients.inits": "('kaiming_normal','coupled_nfm@untrained')",
         "recipients.learning_rates": "(0.05,0.1)",
-        "donor.train.steps": "600",
+        "donor.train.steps": "1500",
         "train.steps": "30",
         "save_every": "0.5",
     }
@@ -101,8 +101,9 @@ def test_killed_at_random_moments(uninterrupted, tmp_path, record_testsuite_prop
     moments, killed = random.Random(0), []
     for number in itertools.count():
         workdir = tmp_path / str(number)
-        for _ in range(min(KILLS_A_SWEEP, KILLS - len(killed))):
-            if not kill_at(workdir, moments.uniform(0.15, 0.8) * seconds):
+        for kill in range(min(KILLS_A_SWEEP, KILLS - len(killed))):
+            # the first early, in the donor's training; the others find what was saved, and get further
+            if not kill_at(workdir, moments.uniform(0.15, 0.3 + 0.15 * kill) * seconds):
                 break
             killed.append(stage(workdir))
         finish(workdir)
