@@ -35,7 +35,7 @@ def command(workdir: Path) -> list[str]:
     overrides = {
         "recipients.inits": "('kaiming_normal','coupled_nfm@untrained')",
         "recipients.learning_rates": "(0.05,0.1)",
-        "donor.train.steps": "1500",
+        "donor.train.steps": "600",
         "train.steps": "30",
         "save_every": "0.5",
     }
