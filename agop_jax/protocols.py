@@ -76,7 +76,7 @@ def original_vgg11(question: str, data: str, train_images: int, mode: str) -> ml
     config.model.name = "vgg11"
     config.model.head = "classic"  # two hidden layers of 4096
     config.donor.source = "hub:timm/vgg11.tv_in1k"
-    config.features.num_images = config.features.batch_size = 11
+    config.features.num_images, config.features.batch_size = 11, 4
     with config.ignore_type():
         config.features.outputs = tuple(range(10))
     train = config.train
