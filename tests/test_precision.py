@@ -37,7 +37,7 @@ def test_no_product_is_left_to_the_devices_default_precision():
 
 
 def test_features_of_a_network_in_bfloat16_are_near_those_in_float32():
-    """Eight bits of mantissa in the passes; the Gram matrices are summed in float32. Measured: 0.4 to 1.2 %."""
+    """Eight bits of mantissa in the passes; the Gram matrices are summed in float32. Measured: 0.6 and 1.0 %."""
 
     class Network(nn.Module):
         dtype: jnp.dtype
@@ -54,5 +54,4 @@ def test_features_of_a_network_in_bfloat16_are_near_those_in_float32():
         assert found[path].gradient_gram.dtype == jnp.float32
         exact = np.asarray(wanted[path].agop.dense())
         error = np.linalg.norm(found[path].agop.dense() - exact) / np.linalg.norm(exact)
-        print(path, error)
         assert 1e-4 < error < 0.03
