@@ -194,14 +194,12 @@ class _GramStep:
         num_outputs = _num_outputs(self._tapped, self._output, variables, *arrays[:2])
         while True:
             chunks = _identity_chunks(num_outputs, self._unrolled)
-            try:
-                parts = [self._step(variables, *arrays, rows) for rows in chunks]
+            try:  # added up one by one: for 1000 outputs of a wide layer the parts would fill the memory
+                return functools.reduce(_add, (self._step(variables, *arrays, rows) for rows in chunks))
             except TooLarge:
-                if self._unrolled == 1:
+                if len(chunks[0]) == 1:
                     raise
                 self._unrolled = len(chunks[0]) // 2
-            else:
-                return functools.reduce(_add, parts)
 
 
 def _exact(tapped, kernels, output, variables, batches: Batches) -> dict[str, LayerFeatures]:

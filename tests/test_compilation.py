@@ -84,11 +84,11 @@ def test_extraction_takes_fewer_outputs_at_a_time_where_memory_is_short(network,
         np.testing.assert_allclose(found[path].gradient_gram, wanted[path].gradient_gram, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["gram", "probe"])
-def test_extraction_that_does_not_fit_says_so(network, method, monkeypatch):
+@pytest.mark.parametrize(("method", "outputs"), [("gram", "logits"), ("gram", [3]), ("probe", "logits")])
+def test_extraction_that_does_not_fit_says_so(network, method, outputs, monkeypatch):
     monkeypatch.setattr(compilation, "free_bytes", lambda: 0)
     with pytest.raises(UserError, match=r"reverse pass.*GiB are free: lower batch_size"):
-        agop_jax.extract(*network, method=method, progress=False)
+        agop_jax.extract(*network, method=method, outputs=outputs, progress=False)
 
 
 def test_compiled_code_is_kept_in_the_cache_folder(tmp_path):
