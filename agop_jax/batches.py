@@ -11,26 +11,26 @@ Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, weights (1 
 Batches = Iterable  # of Batch, unsubscripted: to check the type of its items a run-time checker would use one up
 
 
-def stream(images: Any, labels: Any, batch_size: int) -> Iterator[Batch]:
-    """Batches of exactly `batch_size`: arrays are cut, the last piece of each is padded with copies of weight zero."""
+def stream(images: Any, labels: Any, batch_size: int, length: int) -> Iterator[Batch]:
+    """Arrays are cut into batches of `batch_size`, each padded to `length` with copies of weight zero."""
     for pieces in [(images, labels)] if hasattr(images, "shape") else map(_pair, images):
         for start in range(0, len(pieces[0]), batch_size):
             cut = slice(start, start + batch_size)
-            yield _padded(pieces[0][cut], None if pieces[1] is None else pieces[1][cut], batch_size)
+            yield _padded(pieces[0][cut], None if pieces[1] is None else pieces[1][cut], length)
 
 
 def _pair(element: Any) -> tuple[Any, Any]:
     return tuple(element) if isinstance(element, tuple | list) else (element, None)
 
 
-def _padded(images: Any, labels: Any, batch_size: int) -> Batch:
+def _padded(images: Any, labels: Any, length: int) -> Batch:
     images = np.asarray(images)
     labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
     if images.ndim != 4 or labels.shape != images.shape[:1]:
         raise UserError(f"extract: wanted images (n, h, w, c) and labels (n,), got {images.shape} and {labels.shape}")
     if not np.isfinite(images).all():
         raise UserError("extract: the images hold NaN or infinity: clean them, or check their normalisation")
-    missing = batch_size - len(images)
+    missing = length - len(images)
     weights = np.r_[np.ones(len(images)), np.zeros(missing)].astype(np.float32)
     repeat = lambda array: np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
     return repeat(images), repeat(labels), weights

@@ -55,7 +55,7 @@ def compile_within_memory(
     return compiled
 
 
-def within_memory(function: Callable[..., Any], what: str, remedy: str) -> Callable[..., Any]:
+def within_memory(function: Callable[..., Any], what: str, remedy: str, **jit_options: Any) -> Callable[..., Any]:
     """`compile_within_memory` at the first call with arguments of each shape and type."""
     compiled: dict[Any, Callable[..., Any]] = {}
 
@@ -63,21 +63,28 @@ def within_memory(function: Callable[..., Any], what: str, remedy: str) -> Calla
         leaves, structure = jax.tree.flatten(arguments)
         signature = structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         if signature not in compiled:
-            compiled[signature] = compile_within_memory(function, arguments, what, remedy)
+            compiled[signature] = compile_within_memory(function, arguments, what, remedy, **jit_options)
         return compiled[signature](*arguments)
 
     return call
 
 
 def needed_bytes(compiled: jax.stages.Compiled) -> int:
-    """Memory of a call on top of its arguments: intermediate results, and outputs that take no argument's place."""
+    """Memory of a call on top of its arguments: intermediate results, and outputs that take no argument's place.
+
+    Of one device; of all in use on this machine where they are parts of one CPU.
+    """
     sizes = compiled.memory_analysis()
-    return sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes if sizes else 0
+    if not sizes:
+        return 0
+    placed = jax.tree.leaves(compiled.output_shardings)[0].addressable_devices
+    sharing = len(placed) if jax.default_backend() == "cpu" else 1
+    return sharing * (sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes)
 
 
 def free_bytes() -> int | float:
     """Of the default device; infinity where it does not tell."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     if device.platform == "cpu":
         return psutil.virtual_memory().available
     statistics = device.memory_stats() or {}

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from agop_jax import models, results, store, trees
+from agop_jax import devices, models, results, store, trees
 from agop_jax.data import Dataset, Pipeline, Split, subset
 from agop_jax.errors import UserError
 from agop_jax.extract import extract
@@ -22,7 +22,7 @@ from agop_jax.layer_features import LayerFeatures
 from agop_jax.logs import write_curves
 from agop_jax.pretrained import Pretrained, load_pretrained, save_pretrained
 from agop_jax.resumable import train_resumable
-from agop_jax.train import DeviceData, Run, Settings, Trainer
+from agop_jax.train import DeviceData, Run, Settings, Trainer, on_devices
 from agop_jax.transplant import initialize
 from agop_jax.types import Array, Variables
 from agop_jax.workdir import CHECKPOINTS, DONOR
@@ -73,7 +73,8 @@ def keep_source(config: Any, dataset: Dataset, path: Path) -> None:
     summary: dict[str, Any] = {"source": wanted.source}
     if donor.model.num_classes == dataset.num_classes:
         trainer = Trainer(donor.model, donor_pipeline(config, dataset, donor), Settings(**wanted.train))
-        test_loss, test_accuracy = trainer.evaluate(donor.variables, dataset.test)
+        variables = devices.replicate(donor.variables, trainer.mesh)
+        test_loss, test_accuracy = trainer.evaluate(variables, on_devices(dataset.test, trainer.mesh))
         summary |= {"test_accuracy": test_accuracy, "test_loss": test_loss}
     results.atomic_write_text(path / "donor.json", json.dumps(summary, indent=1))
     save_pretrained(path / DONOR, donor, summary)
@@ -83,7 +84,7 @@ def train_donor(config: Any, dataset: Dataset, path: Path) -> None:
     """Trains the donor on its data."""
     start = untrained_donor(config, dataset)
     trainer = Trainer(start.model, pipeline_for(config, dataset, config.donor.resize), Settings(**config.donor.train))
-    data = DeviceData.of(dataset)
+    data = DeviceData.of(dataset, trainer.mesh)
     done = _trained(config, trainer, start.variables, data, dataset.train, path / CHECKPOINTS / DONOR)
     if done.diverged:
         raise UserError(

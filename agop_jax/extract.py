@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from agop_jax import agop, taps, taps_nnx
+from agop_jax import agop, devices, hosts, taps, taps_nnx
 from agop_jax.batches import Batch, Batches, labelled, stream
 from agop_jax.compilation import TooLarge, within_memory
 from agop_jax.errors import UserError, unknown_name
@@ -45,12 +46,13 @@ def extract(
         usual switches (`train`, `deterministic`, ...) are set to inference.
       variables: the Linen module's parameters and statistics.
       images: (n, h, w, c), already normalised as the network expects; or an iterable of such arrays, or of
-        (images, labels) pairs.
+        (images, labels) pairs. Of several processes, each gives its own.
       method: 'gram' (exact, one reverse pass an output), 'probe' (unbiased, `num_probes` reverse passes whatever the
         number of outputs) or 'patch_jacobian' (the definition, slow and memory-hungry, one layer after another).
       outputs: 'logits', a list of class indices, or 'loss' (cross-entropy with `labels`).
       labels: (n,) classes, for 'loss'.
-      batch_size: images in one compiled step; the last batch is padded and masked.
+      batch_size: images in one compiled step of a process, divided over its devices; what does not fill them is padded
+        and masked.
       num_probes: random +-1 cotangents an image; two or more for a standard error.
       key: for 'probe'; `jax.random.key(0)` if not given.
       apply_kwargs: further arguments of the model's call.
@@ -67,7 +69,8 @@ def extract(
     output = agop.output_function(outputs)
     if batch_size < 1:
         raise UserError(f"batch_size: wanted 1 or more, got {batch_size}")
-    batches = stream(images, labels, batch_size)
+    mesh = devices.mesh()
+    batches = stream(images, labels, batch_size, devices.round_up(batch_size, len(mesh.local_devices)))
     first = next(batches, None)
     if first is None:
         raise UserError("extract: wanted at least one image, got none")
@@ -78,12 +81,23 @@ def extract(
     batches = labelled(batches, num_classes) if outputs == "loss" else batches
     total = math.ceil(len(images) / batch_size) if hasattr(images, "shape") else None
     bar = tqdm(batches, f"extract ({method})", total, unit="batch", disable=not progress, leave=False)
-    kernels = _kernels(tapped, variables, first[0])
+    kernels = _kernel_step(tapped)(variables, jnp.asarray(first[0][:1]))
+    variables, bar = devices.replicate(variables, mesh), _on_every_process(bar)
     if method == "patch_jacobian":
-        return _by_definition(tapped, kernels, output, variables, bar)
+        return _by_definition(tapped, kernels, output, variables, bar, mesh)
     if method == "gram":
-        return _exact(tapped, kernels, output, variables, bar)
-    return _probed(tapped, kernels, output, variables, bar, num_probes, jax.random.key(0) if key is None else key)
+        return _exact(tapped, kernels, output, variables, bar, mesh)
+    key = jax.random.key(0) if key is None else key
+    return _probed(tapped, kernels, output, variables, bar, mesh, num_probes, key)
+
+
+def _on_every_process(batches: Batches) -> Iterator[Batch]:
+    """As many batches on each: one without further images repeats its last, with weights of zero."""
+    last: Any = None
+    batches = iter(batches)
+    while hosts.any_of((batch := next(batches, None)) is not None)[0]:
+        last = batch or (*last[:2], np.zeros_like(last[2]))
+        yield last
 
 
 class Extractor:
@@ -105,24 +119,25 @@ class Extractor:
         batch_size: int = 64,
         apply_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        output = agop.output_function(outputs)
-        self._batches = list(stream(images, labels, batch_size))
+        output, self._mesh = agop.output_function(outputs), devices.mesh()
+        length = devices.round_up(batch_size, len(self._mesh.local_devices))
+        self._batches = list(stream(images, labels, batch_size, length))
         if not self._batches:
             raise UserError("extract: wanted at least one image, got none")
         first, labels, _ = self._batches[0]
         self.variables, self._tapped = tap(model, variables, jnp.asarray(first), **(apply_kwargs or {}))
         if outputs == "loss":
             self._batches = list(labelled(self._batches, _num_classes(self._tapped, self.variables, first)))
-        self._kernels, self._step = _kernel_step(self._tapped), _GramStep(self._tapped, output)
+        self._kernels, self._step = _kernel_step(self._tapped), _GramStep(self._tapped, output, self._mesh)
 
     def batches(self, variables: Variables) -> list[dict[str, LayerFeatures]]:
         """The features of each batch of images by itself; `merge` puts them together."""
         _require_finite(variables)
         kernels = self._kernels(variables, jnp.asarray(self._batches[0][0][:1]))
-        found = []
+        placed, found = devices.replicate(variables, self._mesh), []
         for batch in self._batches:
             count = int(batch[-1].sum())
-            grams = {path: gram / count for path, gram in self._step(variables, batch).items()}
+            grams = {path: gram / count for path, gram in jax.device_get(self._step(placed, batch)).items()}
             found.append(_finish(self._tapped, kernels, count, gradient_gram=grams))
         return found
 
@@ -160,15 +175,9 @@ def tap(model: Any, variables: Variables | None, images: Array, **kwargs: Any) -
     return variables, taps.tap(model, variables, images, **kwargs)
 
 
-def _kernels(
-    tapped: taps.TappedModel, variables: Variables, images: np.ndarray
-) -> dict[str, tuple[Array, Array | None]]:
+def _kernel_step(tapped: taps.TappedModel) -> Callable[..., dict[str, tuple[Array, Array | None]]]:
     """Kernels and biases as the layers use them: masked, or transformed by a wrapper such as `nn.WeightNorm`."""
 
-    return _kernel_step(tapped)(variables, jnp.asarray(images[:1]))
-
-
-def _kernel_step(tapped: taps.TappedModel) -> Callable[..., dict[str, tuple[Array, Array | None]]]:
     def used(variables: Variables, images: Array) -> dict[str, tuple[Array, Array | None]]:
         _, records = tapped.apply(variables, None, images)
         return {path: (calls[0].kernel, calls[0].bias) for path, calls in records.items()}
@@ -179,18 +188,19 @@ def _kernel_step(tapped: taps.TappedModel) -> Callable[..., dict[str, tuple[Arra
 class _GramStep:
     """The gradient Gram matrices of a batch, summed over its images; as many outputs at a time as memory allows."""
 
-    def __init__(self, tapped: taps.TappedModel, output: agop.OutputFunction) -> None:
-        self._tapped, self._output = tapped, output
+    def __init__(self, tapped: taps.TappedModel, output: agop.OutputFunction, mesh: Mesh) -> None:
+        self._tapped, self._output, self._mesh = tapped, output, mesh
         self._unrolled = MAX_UNROLLED
 
         def step(variables, images, labels, weights, rows):
             cotangents = rows[:, None, :] * weights[None, :, None]
             return agop.gradient_grams(tapped, output, variables, images, labels, cotangents)
 
-        self._step = within_memory(step, "one reverse pass of a batch", "lower batch_size")
+        placed = _placed(mesh, 1)
+        self._step = within_memory(step, "one reverse pass of a batch", "lower batch_size", **placed)
 
     def __call__(self, variables: Variables, batch: Batch) -> dict[str, Array]:
-        arrays = tuple(map(jnp.asarray, batch))
+        arrays = devices.divide(batch, self._mesh)
         num_outputs = _num_outputs(self._tapped, self._output, variables, *arrays[:2])
         while True:
             chunks = _identity_chunks(num_outputs, self._unrolled)
@@ -202,52 +212,66 @@ class _GramStep:
                 self._unrolled = len(chunks[0]) // 2
 
 
-def _exact(tapped, kernels, output, variables, batches: Batches) -> dict[str, LayerFeatures]:
-    step = _GramStep(tapped, output)
+def _placed(mesh: Mesh, further: int) -> dict[str, Any]:
+    """Where the arguments of a step lie, (variables, images, labels, weights, *further), and its results."""
+    whole, divided = devices.whole(mesh), devices.divided(mesh)
+    return {"in_shardings": (whole, *(3 * [divided]), *(further * [whole])), "out_shardings": whole}
+
+
+def _exact(tapped, kernels, output, variables, batches: Batches, mesh: Mesh) -> dict[str, LayerFeatures]:
+    step = _GramStep(tapped, output, mesh)
     total: Any = None
     count = 0
     for batch in batches:
         total = _add(total, step(variables, batch))
         count += int(batch[-1].sum())
+    total, count = jax.device_get(total), hosts.total(count)
     grams = {path: gram / count for path, gram in total.items()}
     return _finish(tapped, kernels, count, gradient_gram=grams)
 
 
 def _probed(
-    tapped, kernels, output, variables, batches: Batches, num_probes: int, key: PRNGKey
+    tapped, kernels, output, variables, batches: Batches, mesh: Mesh, num_probes: int, key: PRNGKey
 ) -> dict[str, LayerFeatures]:
     if num_probes < 1:
         raise UserError(f"num_probes: wanted 1 or more, got {num_probes}")
 
     def passes(variables, images, labels, weights, matrices, key):  # closed over, XLA would fold W^T W for minutes
         num_outputs = _num_outputs(tapped, output, variables, images, labels)
-        signs = jax.random.rademacher(key, (num_probes, len(images), num_outputs), jnp.float32)
-        cotangents = signs * weights[None, :, None]
+        # images first, so that padding the batch for a number of devices changes no sign
+        signs = jax.random.rademacher(key, (len(images), num_probes, num_outputs), jnp.float32)
+        cotangents = jnp.moveaxis(signs, 1, 0) * weights[None, :, None]
         found = agop.gradient_grams(tapped, output, variables, images, labels, cotangents, keep_passes=True)
         variances = {path: agop.probe_variance(matrices[path], grams) for path, grams in found.items()}
         return {path: grams.mean(0) for path, grams in found.items()}, variances
 
-    step = within_memory(passes, f"{num_probes} reverse passes of a batch", "lower batch_size or num_probes")
+    what = f"{num_probes} reverse passes of a batch"
+    step = within_memory(passes, what, "lower batch_size or num_probes", **_placed(mesh, 2))
     matrices = {path: features.matrix for path, features in _finish(tapped, kernels, 0).items()}
+    matrices = devices.replicate(matrices, mesh)
     total: Any = None
     count = 0
     for index, batch in enumerate(batches):
-        arrays = tuple(map(jnp.asarray, batch))
-        total = _add(total, step(variables, *arrays, matrices, jax.random.fold_in(key, index)))
+        arrays = devices.divide(batch, mesh)
+        fresh = devices.replicate(jax.random.fold_in(key, index), mesh)
+        total = _add(total, step(variables, *arrays, matrices, fresh))
         count += int(batch[-1].sum())
+    total, count = jax.device_get(total), hosts.total(count)
     grams = {path: gram / count for path, gram in total[0].items()}
     errors = {path: jnp.sqrt(variance) / count for path, variance in total[1].items()}
     return _finish(tapped, kernels, count, gradient_gram=grams, standard_error=errors)
 
 
-def _by_definition(tapped, kernels, output, variables, batches: Batches) -> dict[str, LayerFeatures]:
-    steps = {path: jax.jit(partial(agop.patch_agop, tapped, output, path=path)) for path in tapped.specs}
+def _by_definition(tapped, kernels, output, variables, batches: Batches, mesh: Mesh) -> dict[str, LayerFeatures]:
+    placed = _placed(mesh, 0)
+    steps = {path: jax.jit(partial(agop.patch_agop, tapped, output, path=path), **placed) for path in tapped.specs}
     total: Any = None
     count = 0
-    for images, labels, weights in batches:
-        sums = {path: step(variables, jnp.asarray(images), labels, weights) for path, step in steps.items()}
-        total = _add(total, sums)
-        count += int(weights.sum())
+    for batch in batches:
+        arrays = devices.divide(batch, mesh)
+        total = _add(total, {path: step(variables, *arrays) for path, step in steps.items()})
+        count += int(batch[-1].sum())
+    total, count = jax.device_get(total), hosts.total(count)
     agops = {path: matrix / count for path, matrix in total.items()}
     return _finish(tapped, kernels, count, patch_agop=agops)
 
@@ -281,7 +305,7 @@ def _finish(
     for path, spec in tapped.specs.items():
         found = {name: values[path] for name, values in sums.items()}
         for name in {"gradient_gram", "patch_agop"} & set(found):
-            found[name] = found[name] if spec.groups > 1 else found[name].squeeze(-3)
+            found[name] = jnp.asarray(found[name] if spec.groups > 1 else found[name].squeeze(-3))
             if not bool(jnp.isfinite(found[name]).all()):
                 raise UserError(
                     f"layer {path!r}: the gradients hold NaN or infinity: did the donor's training diverge?"

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from agop_jax import models, results, trees
+from agop_jax import devices, models, results, trees
 from agop_jax.coupling import Donor
 from agop_jax.data import Dataset, subset
 from agop_jax.donors import DonorNetwork, pipeline_for
@@ -23,7 +24,7 @@ from agop_jax.errors import UserError
 from agop_jax.initializers import get_method
 from agop_jax.logs import write_curves
 from agop_jax.resumable import train_resumable
-from agop_jax.train import DeviceData, Run, Settings, Trainer, accuracy_at
+from agop_jax.train import DeviceData, Run, Settings, Trainer, accuracy_at, on_devices
 from agop_jax.transplant import Transplant, transplant
 from agop_jax.types import Variables
 from agop_jax.workdir import CHECKPOINTS, FITS, RATES, RESULTS
@@ -79,12 +80,12 @@ class Sweep:
         pipeline = pipeline_for(self.config, self.dataset)
         settings = Settings(**self.config.train)
         self._tuned: dict[tuple[Cell, float, int], Trained] = {}
-        self.data = DeviceData.of(self.dataset)
         for width in self.config.recipients.widths:
             fields = self.config.model.to_dict()
             fields["width"] = width * fields.get("width", 1.0)
             model = models.create(**fields, num_classes=self.dataset.num_classes)
             self.trainers[width] = Trainer(model, pipeline, settings)
+        self.data = DeviceData.of(self.dataset, devices.mesh_for(settings.batch_size))
         self.results = results.read_optional_table(self.workdir / RESULTS, results.RESULT_COLUMNS)
         self.rates = results.read_optional_table(self.workdir / RATES, results.RATE_COLUMNS)
         self.fits = results.read_optional_table(self.workdir / FITS, results.FIT_COLUMNS)
@@ -114,7 +115,7 @@ class Sweep:
         method, trainer = get_method(cell.init), self.trainers[cell.width]
         donor = self.donors["untrained" if method.untrained else "trained"]
         indices = subset(self.dataset.train, cell.train_size, seed)[: self.config.recipients.num_images]
-        pictures = self.data.train.images[indices]
+        pictures = jnp.asarray(self.dataset.train.take(indices).images)
         channels = len(donor.pipeline.mean), len(trainer.pipeline.mean)
         if method.coupled and channels[0] != channels[1]:
             wants = f"wants {channels[0]} channels, got {channels[1]}"
@@ -215,7 +216,8 @@ class Sweep:
         name = cell.name(seed)
         test_loss, test_accuracy = trainer.evaluate(run.state.variables, self.data.test)
         used = subset(self.dataset.train, cell.train_size, seed)[: len(self.dataset.validation.labels)]
-        train_loss, train_accuracy = trainer.evaluate(run.state.variables, self.data.train.take(used))
+        used = on_devices(self.dataset.train.take(used), trainer.mesh)
+        train_loss, train_accuracy = trainer.evaluate(run.state.variables, used)
         write_curves(self.workdir, name, run.history)
         self._write_fits(cell, seed, trained.explained_variance)
         if seed == 0:

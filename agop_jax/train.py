@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
+from agop_jax import devices
 from agop_jax.compilation import compile_within_memory
 from agop_jax.data import Dataset, Pipeline, Split, batch_indices
 from agop_jax.errors import UserError, unknown_name
 from agop_jax.taps import inference_arguments
-from agop_jax.types import Array, PRNGKey, Variables
+from agop_jax.types import Array, Variables
 
 EVALUATED_AT = (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)  # per cent of the steps
 EVALUATION_BATCH = 500  # images, and no more pixels than this many of 224 x 224: forward passes have to fit, too
@@ -97,64 +99,84 @@ class Run:
 
 @dataclass(frozen=True)
 class DeviceData:
-    """A data set on the device, as uint8."""
+    """A data set on the devices, as uint8: each has a part of the images and all labels."""
 
     train: Split
     validation: Split
     test: Split
 
     @classmethod
-    def of(cls, dataset: Dataset) -> "DeviceData":
-        """Copies the three splits once."""
-        return cls(*(Split(*map(jnp.asarray, split)) for split in (dataset.train, dataset.validation, dataset.test)))
+    def of(cls, dataset: Dataset, mesh: Mesh) -> "DeviceData":
+        """Copies the three splits once, to the devices of a `Trainer.mesh`."""
+        return cls(*(on_devices(split, mesh) for split in (dataset.train, dataset.validation, dataset.test)))
+
+
+def on_devices(split: Split, mesh: Mesh) -> Split:
+    """A split for `Trainer.step` and `Trainer.evaluate`; its images may be followed by zeros, its labels are not."""
+    return Split(devices.spread(split.images, mesh), devices.replicate(split.labels, mesh))
 
 
 class Trainer:
     """Compiled steps for one network, pipeline and settings.
 
-    `traces` counts how often the training step was traced, which is how often it was compiled.
+    Mini-batches are divided over the devices of `mesh`, and the result is that of one device. `traces` counts how often
+    the training step was traced, which is how often it was compiled.
     """
 
     def __init__(self, model: nn.Module, pipeline: Pipeline, settings: Settings) -> None:
         self.model, self.pipeline, self.settings = model, pipeline, settings
+        self.mesh = devices.mesh_for(settings.batch_size)
         self.traces = 0
         self._inference = inference_arguments(type(model).__call__)
         self._optimizer = optax.inject_hyperparams(_optimizer, static_args=("settings",))(
             learning_rate=0.0, settings=settings
         )
         self._compiled: Callable[..., TrainState] | None = None
-        self._batch_sums = jax.jit(self._evaluate_batch)
+        self._whole, self._divided = devices.whole(self.mesh), devices.divided(self.mesh)
+        split = Split(self._divided, self._whole)
+        placed = {"in_shardings": (self._whole, split, self._whole, self._whole), "out_shardings": self._whole}
+        self._batch_sums = jax.jit(self._evaluate_batch, **placed)
 
     def start(self, variables: Variables) -> TrainState:
         """The state before the first step."""
         variables = jax.tree.map(jnp.array, dict(variables))  # a copy: the step donates its buffers
         zero = lambda: jnp.zeros((), jnp.float32)
-        return TrainState(
+        state = TrainState(
             jnp.zeros((), jnp.int32), variables, self._optimizer.init(variables["params"]), zero(), zero()
         )
+        return devices.replicate(state, self.mesh)
 
-    def step(
-        self, state: TrainState, split: Split, indices: np.ndarray, learning_rate: float, key: PRNGKey
-    ) -> TrainState:
+    def step(self, state: TrainState, split: Split, indices: np.ndarray, learning_rate: float, seed: int) -> TrainState:
         """One mini-batch; the buffers of `state` are given up. Compiled at the first call, for its shapes.
 
         Raises:
           UserError: at the first call, if the step needs more memory than the device has free.
         """
-        arguments = (state, split, indices, np.float32(learning_rate), key)
+        arguments = (state, split, indices, np.float32(learning_rate), np.uint32(seed))
         if self._compiled is None:
             what = f"a training step of {self.settings.batch_size} images"
             self._compiled = compile_within_memory(
-                self._step, arguments, what, "lower batch_size", AMPLE_BYTES, donate_argnums=0
+                self._step,
+                arguments,
+                what,
+                "lower batch_size",
+                AMPLE_BYTES,
+                donate_argnums=0,
+                in_shardings=(self._whole, Split(self._divided, self._whole), *(3 * [self._whole])),
+                out_shardings=self._whole,
             )
         return self._compiled(*arguments)
 
-    def _step(self, state: TrainState, split: Split, indices: Array, learning_rate: Array, key: PRNGKey) -> TrainState:
+    def _take(self, split: Split, indices: Array) -> tuple[Array, Array]:
+        """Images, divided over the devices wherever they lay, and labels."""
+        return jax.lax.with_sharding_constraint(split.images[indices], self._divided), split.labels[indices]
+
+    def _step(self, state: TrainState, split: Split, indices: Array, learning_rate: Array, seed: Array) -> TrainState:
         self.traces += 1
-        key = jax.random.fold_in(key, state.step)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
         augment_key, dropout_key = jax.random.split(key)
-        images = self.pipeline(self.pipeline.augment(split.images[indices], augment_key))
-        labels = split.labels[indices]
+        images, labels = self._take(split, indices)
+        images = self.pipeline(self.pipeline.augment(images, augment_key))
         others = {name: value for name, value in state.variables.items() if name != "params"}
 
         def loss_fn(params):
@@ -193,23 +215,24 @@ class Trainer:
         return 0.5 * (1 + jnp.cos(jnp.pi * step / self.settings.steps))
 
     def _evaluate_batch(
-        self, variables: Variables, images: Array, labels: Array, weights: Array
+        self, variables: Variables, split: Split, indices: Array, weights: Array
     ) -> tuple[Array, Array]:
+        images, labels = self._take(split, indices)
         logits = self.model.apply(variables, self.pipeline(images), **self._inference)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         hits = (logits.argmax(-1) == labels) & jnp.isfinite(losses)  # a network of NaN is right about nothing
         return jnp.sum(jnp.where(weights, losses, 0)), jnp.sum(hits * weights)
 
     def evaluate(self, variables: Variables, split: Split) -> tuple[float, float]:
-        """Mean loss and accuracy over a split, without augmentation."""
+        """Mean loss and accuracy over a split on the devices, without augmentation."""
         total, size = np.zeros(2), len(split.labels)
         side = self.pipeline.resize
         pixels = side * side or math.prod(split.images.shape[1:3])
-        batch_size = max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // pixels))
+        batch_size = devices.round_up(max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // pixels)), self.mesh.size)
         for start in range(0, size, batch_size):
             indices = np.arange(start, start + batch_size)
-            batch = split.take(np.minimum(indices, size - 1))
-            total += np.array(jax.device_get(self._batch_sums(variables, *batch, indices < size)))
+            sums = self._batch_sums(variables, split, np.minimum(indices, size - 1), indices < size)
+            total += np.array(jax.device_get(sums))
         return float(total[0] / size), float(total[1] / size)
 
 
@@ -247,13 +270,12 @@ def train(
     """
     steps = trainer.settings.steps
     due = {math.ceil(steps * percent / 100) for percent in EVALUATED_AT}
-    key = jax.random.key(seed)
     done = int(run.state.step)
     if not run.history:
         _record(trainer, run, data, 0)
     while done < steps and not run.diverged:
         batch = batch_indices(indices, trainer.settings.batch_size, done, seed)
-        run.state = trainer.step(run.state, data.train, batch, learning_rate, key)
+        run.state = trainer.step(run.state, data.train, batch, learning_rate, seed)
         done += 1
         if done in due:
             _record(trainer, run, data, done)
@@ -275,7 +297,8 @@ def _record(trainer: Trainer, run: Run, data: DeviceData, step: int) -> None:
         "validation_accuracy": validation_accuracy,
     }
     run.history.append(record)
-    run.state = run.state.replace(loss_sum=jnp.zeros(()), correct=jnp.zeros(()))
+    loss_sum, correct = devices.replicate(list(np.zeros(2, np.float32)), trainer.mesh)  # two buffers: both are donated
+    run.state = run.state.replace(loss_sum=loss_sum, correct=correct)
 
 
 def accuracy_at(history: list[dict[str, Any]], steps: int, percent: int) -> float:

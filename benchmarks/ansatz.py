@@ -25,14 +25,15 @@ from agop_jax.train import DeviceData, Run, Settings, Trainer, train
 def main(name: str, data: str, steps: str, rate: str, out: str, width: str = "1") -> None:
     """Trains, measures and writes."""
     dataset = load(data, validation=0.02)
-    pipeline, device_data = Pipeline.of(dataset), DeviceData.of(dataset)
+    pipeline = Pipeline.of(dataset)
     model = models.create(name, dataset.num_classes, float(width))
     sample = jnp.zeros((1, *dataset.train.images.shape[1:]))
     start = agop_jax.initialize(model, jax.random.key(0), sample, None, "kaiming_normal")
     trainer = Trainer(model, pipeline, Settings(int(steps), weight_decay=5e-4))
+    device_data = DeviceData.of(dataset, trainer.mesh)
     run = train(trainer, Run(trainer.start(start)), device_data, subset(dataset.train, None, 0), float(rate), 0)
     print(f"test accuracy {trainer.evaluate(run.state.variables, device_data.test)[1]:.4f}", flush=True)
-    images = np.asarray(pipeline(device_data.test.images[:512]))
+    images = np.asarray(pipeline(jnp.asarray(dataset.test.images[:512])))
     rows = agop_jax.ansatz_report(model, run.state.variables, images, start)
     results.write_rows(out, rows)
     for lead, text in pictures.ansatz_words(rows):

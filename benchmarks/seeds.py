@@ -33,23 +33,23 @@ def compare(features: tuple[int, ...], shape: tuple[int, int, int]) -> list[floa
     trainer = Trainer(models.create("small_cnn", 10, features=features), Pipeline((0.5,), (0.25,)), Settings(steps=100))
     random = np.random.default_rng(0)
     split = Split(jnp.asarray(random.integers(0, 256, (64, *shape)), jnp.uint8), jnp.asarray(np.arange(64) % 10))
-    keys = jax.random.split(jax.random.key(0), SEEDS)
-    states = lambda: [trainer.start(trainer.model.init(key, jnp.zeros((1, *shape)))) for key in keys]
+    seeds = np.arange(SEEDS, dtype=np.uint32)
+    states = lambda: [trainer.start(trainer.model.init(jax.random.key(seed), jnp.zeros((1, *shape)))) for seed in seeds]
     together = jax.jit(jax.vmap(trainer._step, in_axes=(0, None, None, None, 0)), donate_argnums=0)
     indices = np.arange(64)
 
     def in_turn():
         ends = []
-        for state, key in zip(states(), keys, strict=True):
+        for state, seed in zip(states(), seeds, strict=True):
             for _ in range(STEPS):
-                state = trainer.step(state, split, indices, 0.1, key)
+                state = trainer.step(state, split, indices, 0.1, seed)
             ends.append(state)
         return ends
 
     def at_once():
         state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states())
         for _ in range(STEPS):
-            state = together(state, split, indices, 0.1, keys)
+            state = together(state, split, indices, 0.1, seeds)
         return state
 
     return [seconds(in_turn) / seconds(at_once) for _ in range(REPEATS + 1)][1:]

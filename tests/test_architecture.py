@@ -8,7 +8,8 @@ import agop_jax
 PACKAGE = pathlib.Path(agop_jax.__file__).parent
 LEVELS = [
     {"defaults", "errors", "types"},
-    {"batches", "compilation", "feature_matrix", "patches", "protocols", "results", "statistics", "trees"},
+    {"hosts"},
+    {"batches", "compilation", "devices", "feature_matrix", "patches", "protocols", "results", "statistics", "trees"},
     {"figures", "layer_features", "logs", "summary"},
     {"data", "feature_figures", "models", "sources", "taps"},
     {"agop", "initializers", "pictures", "store", "streams", "taps_nnx", "train", "workdir"},

@@ -138,7 +138,7 @@ def setting():
         models.create("small_cnn", 10, features=(4, 8)), Pipeline.of(dataset, pad=1, flip=True), Settings(steps=24)
     )
     variables = trainer.model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    return trainer, variables, DeviceData.of(dataset), subset(dataset.train, 200, 0)
+    return trainer, variables, DeviceData.of(dataset, trainer.mesh), subset(dataset.train, 200, 0)
 
 
 def run(setting, directory, on_step=lambda run, step: None):

@@ -16,13 +16,13 @@ from agop_jax.train import DeviceData, Run, Settings, Trainer, train
 @pytest.fixture(scope="module")
 def course():
     dataset = load("digits")
-    pipeline, data = Pipeline.of(dataset), DeviceData.of(dataset)
+    pipeline = Pipeline.of(dataset)
     model = models.create("small_cnn", num_classes=10, features=(4,))
     start = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    images = np.asarray(pipeline(data.test.images[:32]))
+    images = np.asarray(pipeline(jnp.asarray(dataset.test.images[:32])))
     evolution = FeatureEvolution(model, start, images, steps=(2, 5), layers="Conv.*")
     trainer = Trainer(model, pipeline, Settings(steps=5))
-    indices = subset(dataset.train, None, 0)
+    data, indices = DeviceData.of(dataset, trainer.mesh), subset(dataset.train, None, 0)
     run = train(trainer, Run(trainer.start(start)), data, indices, learning_rate=0.1, seed=0, on_step=evolution)
     return model, start, images, run, evolution
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from agop_jax.data import Pipeline, Split, batch_indices
-from agop_jax.train import Settings, Trainer
+from agop_jax.train import Settings, Trainer, on_devices
 from benchmarks import limits, networks, timing
 from benchmarks.peers import networks as torch_networks
 from benchmarks.peers import training
@@ -139,16 +139,16 @@ def ours(name: str, fields: dict[str, Any], batch: int, count: int, resize: int)
     """`count` steps of `agop_jax.train.Trainer` on uint8 images, with the loop's own choice of indices."""
     model, variables = networks.create(name, SIZE, **fields)
     images, labels = networks.uint8_images(4 * batch, SIZE)
-    data = Split(jnp.asarray(images), jnp.asarray(labels))
     momentum = {"momentum": training.MOMENTUM, "weight_decay": training.WEIGHT_DECAY}
     settings = Settings(steps=10**6, batch_size=batch, schedule="constant", **momentum)
     trainer = Trainer(model, Pipeline(MEAN, STD, resize=resize), settings)
-    run, key, chosen = {"state": trainer.start(variables)}, jax.random.key(0), np.arange(len(labels))
+    data = on_devices(Split(images, labels), trainer.mesh)
+    run, chosen = {"state": trainer.start(variables)}, np.arange(len(labels))
 
     def work() -> Any:
         for step in range(count):
             indices = batch_indices(chosen, batch, step, 0)
-            run["state"] = trainer.step(run["state"], data, indices, RATE, key)
+            run["state"] = trainer.step(run["state"], data, indices, RATE, 0)
         return run["state"]
 
     return work

@@ -1,0 +1,84 @@
+"""One program on several hosts: every process runs all of it, and the first alone writes what they share.
+
+JAX does the work (`jax.distributed` and the collectives of XLA); here is what the processes have to agree on. With one
+process nothing here costs anything.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from agop_jax.errors import UserError
+
+HEARTBEAT_SECONDS = 30  # after which a process that fell silent counts as dead, and the others end
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+def initialize(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+    """Joins this process with the others of the program; before anything else is computed.
+
+    Args:
+      coordinator: 'HOST:PORT' of the first process, the same on all; None, like the others, on clusters that JAX knows
+        (Slurm, Open MPI, Kubernetes, TPU).
+      num_processes: of the program.
+      process_id: of this one, from 0.
+
+    Raises:
+      UserError: no such cluster here, or not all processes came.
+    """
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"the processes could not be joined ({reason}): where JAX does not know the cluster, start each with "
+            "--coordinator=HOST:PORT --num_processes=N --process_id=0 to N-1"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this process writes what all share."""
+    return jax.process_index() == 0
+
+
+def several() -> bool:
+    """Whether there are others to agree with."""
+    return jax.process_count() > 1 and not _ALONE.get()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within it this process works for itself, or a thread of it, and waits for no other."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def wait(place: str) -> None:
+    """Until all processes are at this place of the program."""
+    if several():
+        multihost_utils.sync_global_devices(place)
+
+
+def any_of(*flags: bool) -> list[bool]:
+    """For each flag, whether it is set on some process."""
+    if not several():
+        return list(flags)
+    return np.any(multihost_utils.process_allgather(np.array(flags)), axis=0).tolist()
+
+
+def total(count: int) -> int:
+    """The sum over all processes."""
+    return int(np.sum(multihost_utils.process_allgather(np.array(count)))) if several() else count
+
+
+def of_first(tree: Any) -> Any:
+    """The first process's arrays, on all of them: what each computed for itself may differ in the last bit."""
+    return multihost_utils.broadcast_one_to_all(tree) if several() else tree

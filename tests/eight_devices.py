@@ -1,0 +1,78 @@
+"""What tests/test_devices.py runs in a process of its own, since JAX counts its devices once: 8 of them, on one CPU.
+
+Prints one line of JSON: the largest relative difference of each comparison between eight devices and one.
+"""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agop_jax import devices, extract
+from agop_jax.data import Dataset, Pipeline, Split
+from agop_jax.train import DeviceData, Run, Settings, Trainer, train
+
+STEPS = 50
+
+
+class Net(nn.Module):
+    """With statistics over the batch and noise, which must not see how the batch is divided."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Conv(6, (3, 3))(x)))
+        x = nn.relu(nn.Conv(8, (3, 3), strides=2)(x)).mean((1, 2))
+        return nn.Dense(5)(nn.Dropout(0.2, deterministic=not train)(x))
+
+
+def pictures(count: int) -> Split:
+    random = np.random.default_rng(count)
+    return Split(random.integers(0, 256, (count, 8, 8, 3)).astype(np.uint8), (np.arange(count) % 5).astype(np.int32))
+
+
+def losses(batch_size: int) -> np.ndarray:
+    """Training loss of each step, then validation loss and accuracy."""
+    dataset = Dataset("random", pictures(203), pictures(61), pictures(13), 5, np.full(3, 0.5), np.full(3, 0.25))
+    trainer = Trainer(Net(), Pipeline.of(dataset, pad=1, flip=True), Settings(STEPS, batch_size, weight_decay=1e-3))
+    data = DeviceData.of(dataset, trainer.mesh)
+    run = Run(trainer.start(Net().init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))))
+    sums = []
+    train(trainer, run, data, np.arange(203), 0.02, 1, lambda run, step: sums.append(float(run.state.loss_sum)))
+    return np.array([*sums, *trainer.evaluate(run.state.variables, data.test)])
+
+
+def features(batch_size: int, method: str, dtype: str) -> dict[str, np.ndarray]:
+    images = (pictures(29).images / 255 - 0.5).astype(dtype)
+    variables = Net().init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    variables = jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
+    found = extract(Net(), variables, images, batch_size=batch_size, method=method, progress=False)
+    values = {path: layer.agop.dense() for path, layer in found.items()}
+    errors = {f"{path} error": layer.standard_error for path, layer in found.items() if method == "probe"}
+    return {path: np.asarray(value) for path, value in {**values, **errors}.items()}
+
+
+def difference(many, one) -> float:
+    """The largest over the arrays, each relative to its norm."""
+    return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(many, one, strict=True))
+
+
+def main() -> None:
+    found = {"devices": jax.device_count()}
+    for batch_size in (16, 12, 7):
+        many = losses(batch_size)
+        with devices.only(jax.devices()[:1]):
+            found[f"losses {batch_size}"] = difference([many], [losses(batch_size)])
+    for method in ("gram", "probe", "patch_jacobian"):
+        for batch_size, dtype in ((8, "float64"), (13, "float64"), (13, "float32")):
+            with jax.enable_x64(dtype == "float64"):
+                many = features(batch_size, method, dtype)
+                with devices.only(jax.devices()[:1]):
+                    one = features(batch_size, method, dtype)
+            found[f"{method} {batch_size} {dtype}"] = difference(many.values(), one.values())
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
