@@ -26,7 +26,9 @@ def only(devices: Sequence[jax.Device]) -> Iterator[None]:
     """Within it meshes are made of these devices of this process, which works alone; a thread's own choice."""
     token = _CHOSEN.set(tuple(devices))
     try:
-        with jax.default_device(devices[0]), hosts.alone():
+        # said of the default device, it would have everything that was compiled before compile again
+        first = contextlib.nullcontext() if devices[0] == jax.local_devices()[0] else jax.default_device(devices[0])
+        with first, hosts.alone():
             yield
     finally:
         _CHOSEN.reset(token)

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from agop_jax import devices, models, results, store, trees
+from agop_jax import devices, hosts, models, results, store, trees
 from agop_jax.data import Dataset, Pipeline, Split, subset
 from agop_jax.errors import UserError
 from agop_jax.extract import extract
@@ -54,7 +54,7 @@ def pipeline_for(config: Any, dataset: Dataset, resize: int = 0) -> Pipeline:
 
 def load_donor(config: Any, dataset: Dataset, path: Path) -> Pretrained:
     """The donor that the directory keeps; if there is none, it is trained or taken from its source first."""
-    if (path / DONOR).exists():
+    if hosts.exists(path / DONOR):
         logging.info("donor: read from %s", path / DONOR)
     elif config.donor.source:
         keep_source(config, dataset, path)
@@ -102,7 +102,9 @@ def _trained(
     config: Any, trainer: Trainer, variables: Variables, data: DeviceData, split: Split, directory: Path
 ) -> Run:
     indices, rate = subset(split, None, config.seed), config.donor.learning_rate
-    with tqdm(total=config.donor.train.steps, unit="step", desc="donor", dynamic_ncols=True) as bar:
+    with tqdm(
+        total=config.donor.train.steps, unit="step", desc="donor", dynamic_ncols=True, disable=not hosts.is_first()
+    ) as bar:
         on_step = lambda run, step: bar.update(step - bar.n)
         return train_resumable(
             trainer, trainer.start(variables), data, indices, rate, config.seed, directory, on_step, config.save_every
@@ -131,11 +133,12 @@ def donor_pipeline(config: Any, dataset: Dataset, donor: Pretrained) -> Pipeline
 def donor_network(config: Any, dataset: Dataset, donor: Pretrained, path: Path) -> DonorNetwork:
     """A donor with its features, which are extracted, or read from `path` if they are there."""
     pipeline = donor_pipeline(config, dataset, donor)
-    if not path.exists():
+    if not hosts.exists(path):
         wanted = config.features
         images = feature_images(config, dataset)
         options = {"method": wanted.method, "outputs": wanted.outputs, "batch_size": wanted.batch_size}
-        batches = network_batches(pipeline, images, wanted.batch_size)
+        mine = images.take(np.arange(jax.process_index(), len(images.labels), jax.process_count()))
+        batches = network_batches(pipeline, mine, wanted.batch_size)
         features = extract(donor.model, donor.variables, batches, **options)
         about = {"model": models.describe(donor.model), "data": dataset.name, "num_images": len(images.labels)}
         about |= {**options, "pipeline": dataclasses.asdict(pipeline)}

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from agop_jax import gallery, report, results, workdir
+from agop_jax import devices, gallery, hosts, report, results, workdir
 from agop_jax.agop import output_function
 from agop_jax.data import Dataset, load
 from agop_jax.donors import (
@@ -49,13 +50,14 @@ def run(config: Any, directory: str | Path) -> str:
         donors = make_donors(config, donor_data, path, stages, methods)
         if donors:
             results.write_rows(path / SPECTRA, spectra(donors["trained"].features, config.recipients.layers))
-        if donors and not config.features.source:
-            describe_donor(config, donor_data, donors["trained"], path)
+        if donors and not config.features.source and hosts.is_first():
+            with devices.only(jax.local_devices()):
+                describe_donor(config, donor_data, donors["trained"], path)
         if "recipients" in stages:
             network = any(method.coupled for method in methods)
             donors = {name: d.for_recipients(config.recipients.layers, network) for name, d in donors.items()}
             Sweep(path, config, recipient_data, donors).run()
-        if "report" in stages:
+        if "report" in stages and hosts.is_first():
             return report.write_report(path, INITIALIZERS)
         return f"Done in {path}: {', '.join(stages)}"
 

@@ -80,7 +80,9 @@ def extract(
     batches = itertools.chain([first], batches)
     batches = labelled(batches, num_classes) if outputs == "loss" else batches
     total = math.ceil(len(images) / batch_size) if hasattr(images, "shape") else None
-    bar = tqdm(batches, f"extract ({method})", total, unit="batch", disable=not progress, leave=False)
+    bar = tqdm(
+        batches, f"extract ({method})", total, unit="batch", disable=not (progress and hosts.is_first()), leave=False
+    )
     kernels = _kernel_step(tapped)(variables, jnp.asarray(first[0][:1]))
     variables, bar = devices.replicate(variables, mesh), _on_every_process(bar)
     if method == "patch_jacobian":

@@ -7,6 +7,7 @@ process nothing here costs anything.
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,7 +33,13 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
       UserError: no such cluster here, or not all processes came.
     """
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
@@ -77,6 +84,11 @@ def any_of(*flags: bool) -> list[bool]:
 def total(count: int) -> int:
     """The sum over all processes."""
     return int(np.sum(multihost_utils.process_allgather(np.array(count)))) if several() else count
+
+
+def exists(path: Path) -> bool:
+    """Whether the first process finds it: what all do next must not depend on when each looks."""
+    return bool(of_first(np.array(path.exists())))
 
 
 def of_first(tree: Any) -> Any:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from agop_jax import hosts
 from agop_jax.results import atomic_write_text
 
 METRICS, TENSORBOARD = "metrics", "tensorboard"
@@ -14,8 +15,10 @@ METRICS, TENSORBOARD = "metrics", "tensorboard"
 def write_curves(workdir: Path, name: str, history: list[dict[str, Any]]) -> None:
     """Writes `metrics/{name}.jsonl`, one record a line, and `tensorboard/{name}/`.
 
-    JSON has no word for numbers that are not finite: they become null.
+    JSON has no word for numbers that are not finite: they become null. Of several processes the first writes.
     """
+    if not hosts.is_first():
+        return
     lines = [json.dumps({key: _finite(value) for key, value in record.items()}) for record in history]
     _write_events(workdir / TENSORBOARD / name, history)
     atomic_write_text(workdir / METRICS / f"{name}.jsonl", "\n".join(lines) + "\n")

@@ -1,12 +1,15 @@
 """The program: python -m agop_jax.main --config=configs/digits.py --workdir=DIR [--config.field=value ...]."""
 
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from agop_jax import experiment
+from agop_jax import experiment, hosts
 from agop_jax.compilation import keep_compiled_code
 from agop_jax.errors import UserError
 from agop_jax.resumable import Stopped
@@ -14,6 +17,12 @@ from agop_jax.resumable import Stopped
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File of the experiment's config; 'FILE:quick' for a smoke run.", lock_config=True
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "This is one of several processes of the program, on a cluster that JAX knows."
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes, anywhere else.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many there are.", 1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is, from 0.", 0)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for the results; a second run continues what is there.")
 
 
@@ -23,7 +32,12 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}: options start with --")
     logging.set_verbosity(logging.WARNING)
     keep_compiled_code()
-    print(experiment.run(_CONFIG.value, _WORKDIR.value))
+    if _DISTRIBUTED.value or _COORDINATOR.value:
+        hosts.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    said = experiment.run(_CONFIG.value, _WORKDIR.value)
+    if not hosts.is_first():
+        return
+    print(said)
     if "report" in experiment.check_stages(_CONFIG.value.stages):
         print(f"\nReport: {_WORKDIR.value}/report.html")
 
@@ -47,11 +61,27 @@ def run() -> None:
     try:
         app.run(main, flags_parser=parse)
     except UserError as error:
-        print(f"agop_jax: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(str(error), 2)
     except Stopped as stopped:
-        print(f"agop_jax: {stopped}", file=sys.stderr)
-        sys.exit(stopped.exit_status)
+        _end(str(stopped), stopped.exit_status)
+    except Exception as error:
+        if not hosts.several():
+            raise
+        traceback.print_exc()
+        _end(f"process {jax.process_index()} of {jax.process_count()} failed{_blame(error)}", 1)
+
+
+def _blame(error: Exception) -> str:
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return ""
+    return ": another has ended, see what that one says; the same commands continue from the last checkpoint"
+
+
+def _end(line: str, status: int) -> None:
+    print(f"agop_jax: {line}", file=sys.stderr, flush=True)
+    if hosts.several():
+        os._exit(status)  # an orderly exit would wait for the others, and they for this one
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from agop_jax import devices, models, results, trees
+from agop_jax import devices, hosts, models, results, trees
 from agop_jax.coupling import Donor
 from agop_jax.data import Dataset, subset
 from agop_jax.donors import DonorNetwork, pipeline_for
@@ -136,7 +136,7 @@ class Sweep:
         """Trains every recipient that `results.csv` lacks; a row is written as soon as it is known."""
         todo = [cell for cell in self.cells if self._missing_seeds(cell)]
         steps = self.config.train.steps * sum(self._runs_needed(cell) for cell in todo)
-        with tqdm(total=steps, unit="step", desc="recipients", dynamic_ncols=True) as bar:
+        with tqdm(total=steps, unit="step", desc="recipients", dynamic_ncols=True, disable=not hosts.is_first()) as bar:
             for cell in todo:
                 self._complete(cell, bar)
 

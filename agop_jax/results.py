@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from agop_jax import hosts
 from agop_jax.errors import UserError
 
 Row = dict[str, Any]
@@ -93,7 +94,12 @@ def recipient_name(init: str, train_size: int, width: float, seed: int) -> str:
 
 
 def atomic_write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Write the whole file under a temporary name beside it, then rename; makes missing folders."""
+    """Write the whole file under a temporary name beside it, then rename; makes missing folders.
+
+    Of several processes the first writes, for all of them.
+    """
+    if not hosts.is_first():
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

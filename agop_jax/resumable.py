@@ -17,8 +17,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from agop_jax import hosts
 from agop_jax.errors import UserError
 from agop_jax.train import DeviceData, Run, Trainer, TrainState, train
+
+AGREED_EVERY = 10  # steps after which several processes agree whether to save: all save the same step
 
 
 class Stopped(Exception):  # noqa: N818
@@ -98,15 +101,19 @@ def train_resumable(
         def after_step(run: Run, step: int) -> None:
             run.seconds = clock.seconds
             on_step(run, step)
-            if _SIGNALS.received is not None or clock.since_save > save_every:
-                checkpoints.save(run, step, wait=_SIGNALS.received is not None)
+            if hosts.several() and step % AGREED_EVERY:
+                return
+            stop, due = hosts.any_of(_SIGNALS.received is not None, clock.since_save > save_every)
+            if stop or due:
+                checkpoints.save(run, step, wait=stop)
                 clock.saved()
-            if _SIGNALS.received is not None:
-                raise Stopped(_SIGNALS.received)
+            if stop:
+                raise Stopped(_SIGNALS.received or signal.SIGTERM)  # which another process received
 
         with _deferred():
             train(trainer, run, data, indices, learning_rate, seed, after_step)
-    shutil.rmtree(directory, ignore_errors=True)
+    if hosts.is_first():
+        shutil.rmtree(directory, ignore_errors=True)
     return run
 
 
@@ -150,7 +157,7 @@ class _Checkpoints:
 
     def restore(self, run: Run) -> None:
         """Puts the last whole checkpoint, if there is one, in place of the run's start."""
-        if not self.directory.exists() or (step := self._manager.latest_step()) is None:
+        if not hosts.exists(self.directory) or (step := self._manager.latest_step()) is None:
             return
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, run.state)
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(template), about=ocp.args.JsonRestore())

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from agop_jax import trees
+from agop_jax import hosts, trees
 from agop_jax.errors import UserError
 from agop_jax.layer_features import LayerFeatures
 from agop_jax.sources import REFERENCE_IMAGES
@@ -70,8 +70,6 @@ def load_metadata(path: str | os.PathLike) -> dict[str, Any]:
 def save_arrays(path: str | os.PathLike, tree: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
     """Writes nested dictionaries of arrays, such as a model's variables, as a new directory; see `save_features`."""
     path = _absolute(path)
-    if path.exists():
-        raise UserError(f"{str(path)!r} exists already: delete it or choose another path")
     described = {
         "format": FORMAT,
         "versions": {"jax": jax.__version__, "flax": flax.__version__, "orbax": ocp.__version__},
@@ -80,8 +78,9 @@ def save_arrays(path: str | os.PathLike, tree: Mapping[str, Any], metadata: Mapp
     }
 
     def write(temporary: Path) -> None:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(temporary / ARRAYS, tree)
+        arrays = jax.device_get(tree) if hosts.several() else tree  # one process cannot save what others take part in
+        with _checkpointer() as checkpointer:
+            checkpointer.save(temporary / ARRAYS, arrays)
         (temporary / METADATA).write_text(_sealed({**described, "files": _checksums(temporary)}))
 
     _write_directory(path, write)
@@ -95,7 +94,7 @@ def load_arrays(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]
     shapes = {name: (tuple(shape), dtype) for name, (shape, dtype) in described["shapes"].items()}
     wanted = trees.unflatten({name: jax.ShapeDtypeStruct(*what) for name, what in shapes.items()})
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             _check_shapes(path, wanted, checkpointer.metadata(path / ARRAYS).item_metadata.tree)
             found = checkpointer.restore(path / ARRAYS, wanted)
     except UserError:
@@ -116,8 +115,6 @@ def export(directory: str | os.PathLike, features: Mapping[str, LayerFeatures]) 
     Size and time grow with k^2 a layer: 275 MB a file for k = 4608.
     """
     directory = _absolute(directory)
-    if directory.exists():
-        raise UserError(f"export: {str(directory)!r} exists already: delete it or choose another path")
     layers = [
         layer for layer in features.values() if layer.kernel.ndim == 4 and not layer.stacked and layer.groups == 1
     ]
@@ -144,6 +141,15 @@ def _channels_first(shape: tuple[int, ...]) -> np.ndarray:
     return np.arange(kh * kw * cin).reshape(kh, kw, cin).transpose(2, 0, 1).ravel()
 
 
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """Orbax for this process: by itself it would wait for all of them."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone) if hosts.several() else ocp.StandardCheckpointer()
+
+
 def _absolute(path: str | os.PathLike) -> Path:
     return Path(path).expanduser().absolute()  # Orbax takes no relative path
 
@@ -153,7 +159,15 @@ def _arrays(layer: LayerFeatures) -> dict[str, jax.Array]:
 
 
 def _write_directory(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` with a temporary directory and renames it to `path` when done."""
+    """Calls `write` with a temporary directory and renames it to `path` when done; of several processes the first."""
+    if hosts.is_first():
+        _write_here(path, write)
+    hosts.wait(f"written {path.name}")
+
+
+def _write_here(path: Path, write: Callable[[Path], None]) -> None:
+    if path.exists():
+        raise UserError(f"{str(path)!r} exists already: delete it or choose another path")
     temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from agop_jax import hosts
 from agop_jax.errors import UserError
 from agop_jax.results import atomic_write_text, read_text
 
@@ -38,7 +39,11 @@ EXTENDABLE = (
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the directory for this process; the system lets go of it however the process ends."""
+    """Holds the directory for this program; the system lets go of it however the process ends."""
+    if not hosts.is_first():
+        hosts.wait("workdir locked")
+        yield
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / LOCK).open("a") as file:
         try:
@@ -48,6 +53,7 @@ def locked(workdir: Path) -> Iterator[None]:
                 f"{str(workdir)!r} is in use by another process: wait for it or choose another workdir"
             ) from None
         _remove_unfinished(workdir)
+        hosts.wait("workdir locked")
         yield
 
 
@@ -60,7 +66,13 @@ def _remove_unfinished(workdir: Path) -> None:
 
 
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Writes the config, or compares it with the one whose results are there already."""
+    """Writes the config, or compares it with the one whose results are there already; see `hosts` for several."""
+    if hosts.is_first():
+        _claim(workdir, config)
+    hosts.wait("workdir claimed")
+
+
+def _claim(workdir: Path, config: Mapping[str, Any]) -> None:
     path = workdir / CONFIG
     if path.exists():
         try:
