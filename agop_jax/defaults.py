@@ -61,6 +61,7 @@ def experiment_config() -> ml_collections.ConfigDict:
     config.recipients.widths = (1.0,)  # factors on the number of channels
     config.recipients.learning_rates = (0.1,)  # peaks to choose from on validation, for each init
     config.recipients.tuning_seeds = 1  # seeds of that choice
+    config.recipients.devices = 0  # that a recipient is trained on; 0: all; with fewer, several are trained at once
     config.recipients.num_images = 256  # unlabelled images of its own training set that a coupled or lsuv init looks at
     return config
 

@@ -4,10 +4,13 @@ Seeds are paired: for one seed all inits have the same training images, data ord
 read once per recipient, after its training.
 """
 
+import contextlib
 import io
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import queue
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +27,11 @@ from agop_jax.errors import UserError
 from agop_jax.initializers import get_method
 from agop_jax.logs import write_curves
 from agop_jax.resumable import train_resumable
+from agop_jax.sweep_tables import Cell, SweepTables
 from agop_jax.train import DeviceData, Run, Settings, Trainer, accuracy_at, on_devices
 from agop_jax.transplant import Transplant, transplant
 from agop_jax.types import Variables
-from agop_jax.workdir import CHECKPOINTS, FITS, RATES, RESULTS
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One init in one setting; `seed` and learning rate vary within it."""
-
-    init: str
-    train_size: int
-    width: float
-
-    def name(self, seed: int) -> str:
-        """Of a recipient's files."""
-        return results.recipient_name(self.init, self.train_size, self.width, seed)
+from agop_jax.workdir import CHECKPOINTS
 
 
 @dataclass
@@ -58,6 +49,15 @@ class Trained:
     explained_variance: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Devices that train one recipient at a time, with their compiled steps (by width) and their copy of the data."""
+
+    devices: tuple[jax.Device, ...]
+    trainers: dict[float, Trainer]
+    data: DeviceData
+
+
 @dataclass
 class Sweep:
     """Trains what is missing in a work directory.
@@ -67,29 +67,40 @@ class Sweep:
       config: with the fields of `defaults.py`.
       dataset: the recipients'.
       donors: 'trained', and 'untrained' for the methods that ask for it.
-      trainers: by width, one compiled step each.
     """
 
     workdir: Path
     config: Any
     dataset: Dataset
     donors: Mapping[str, DonorNetwork]
-    trainers: dict[float, Trainer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        pipeline = pipeline_for(self.config, self.dataset)
-        settings = Settings(**self.config.train)
-        self._tuned: dict[tuple[Cell, float, int], Trained] = {}
-        for width in self.config.recipients.widths:
-            fields = self.config.model.to_dict()
-            fields["width"] = width * fields.get("width", 1.0)
-            model = models.create(**fields, num_classes=self.dataset.num_classes)
-            self.trainers[width] = Trainer(model, pipeline, settings)
-        self.data = DeviceData.of(self.dataset, devices.mesh_for(settings.batch_size))
-        self.results = results.read_optional_table(self.workdir / RESULTS, results.RESULT_COLUMNS)
-        self.rates = results.read_optional_table(self.workdir / RATES, results.RATE_COLUMNS)
-        self.fits = results.read_optional_table(self.workdir / FITS, results.FIT_COLUMNS)
+        self.tables = SweepTables(self.workdir, self.cells)
+        self.places = [self._place(group) for group in self._groups()]
         self._check()
+
+    def _groups(self) -> list[tuple[jax.Device, ...] | None]:
+        """The devices in equal parts, by `config.recipients.devices`; None stands for all of them, of all hosts."""
+        number, present = self.config.recipients.devices, jax.local_devices()
+        if number == 0:
+            return [None]
+        if hosts.several() or not 0 < number <= len(present):
+            raise UserError(
+                f"config.recipients.devices: wanted 0 for all, or 1 to {len(present)} of one process, got {number}"
+            )
+        return [tuple(present[i : i + number]) for i in range(0, len(present) - number + 1, number)]
+
+    def _place(self, group: tuple[jax.Device, ...] | None) -> Place:
+        pipeline, settings = pipeline_for(self.config, self.dataset), Settings(**self.config.train)
+        with devices.only(group) if group else contextlib.nullcontext():
+            trainers = {}
+            for width in self.config.recipients.widths:
+                fields = self.config.model.to_dict()
+                fields["width"] = width * fields.get("width", 1.0)
+                model = models.create(**fields, num_classes=self.dataset.num_classes)
+                trainers[width] = Trainer(model, pipeline, settings)
+            data = DeviceData.of(self.dataset, devices.mesh_for(settings.batch_size))
+        return Place(group or (), trainers, data)
 
     @property
     def cells(self) -> list[Cell]:
@@ -112,7 +123,7 @@ class Sweep:
 
     def start(self, cell: Cell, seed: int) -> Transplant:
         """A recipient before training. Coupled methods and lsuv see the first of its own training images, no labels."""
-        method, trainer = get_method(cell.init), self.trainers[cell.width]
+        method, trainer = get_method(cell.init), self.places[0].trainers[cell.width]
         donor = self.donors["untrained" if method.untrained else "trained"]
         indices = subset(self.dataset.train, cell.train_size, seed)[: self.config.recipients.num_images]
         pictures = jnp.asarray(self.dataset.train.take(indices).images)
@@ -137,11 +148,36 @@ class Sweep:
         todo = [cell for cell in self.cells if self._missing_seeds(cell)]
         steps = self.config.train.steps * sum(self._runs_needed(cell) for cell in todo)
         with tqdm(total=steps, unit="step", desc="recipients", dynamic_ncols=True, disable=not hosts.is_first()) as bar:
-            for cell in todo:
-                self._complete(cell, bar)
+            if len(self.places) == 1:
+                for cell in todo:
+                    self._complete(cell, self.places[0], bar)
+            else:
+                self._run_at_once(todo, bar)
+
+    def _run_at_once(self, todo: list[Cell], bar: tqdm) -> None:
+        """A thread for each place takes the next init as soon as it is free. JAX computes outside Python's lock."""
+        free: queue.SimpleQueue[Place] = queue.SimpleQueue()
+        for place in self.places:
+            free.put(place)
+
+        def complete(cell: Cell) -> None:
+            place = free.get()
+            try:
+                with devices.only(place.devices):
+                    self._complete(cell, place, bar)
+            finally:
+                free.put(place)
+
+        with ThreadPoolExecutor(len(self.places)) as pool:
+            try:
+                for done in as_completed([pool.submit(complete, cell) for cell in todo]):
+                    done.result()
+            except BaseException:  # Stopped, too: what is being trained ends first, and is saved
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
 
     def _missing_seeds(self, cell: Cell) -> list[int]:
-        done = {row["seed"] for row in self.results if _cell_of(row) == cell}
+        done = self.tables.seeds_done(cell)
         return [seed for seed in range(self.config.recipients.seeds) if seed not in done]
 
     def _untried(self, cell: Cell) -> list[tuple[float, int]]:
@@ -149,49 +185,27 @@ class Sweep:
         wanted = self.config.recipients
         if len(wanted.learning_rates) == 1:
             return []
-        done = {(row["learning_rate"], row["seed"]) for row in self.rates if _cell_of(row) == cell}
+        done = self.tables.rates_tried(cell)
         grid = [(rate, seed) for seed in range(wanted.tuning_seeds) for rate in wanted.learning_rates]
         return [point for point in grid if point not in done]
 
     def _runs_needed(self, cell: Cell) -> int:
         return len(self._untried(cell)) + len(self._missing_seeds(cell))
 
-    def _complete(self, cell: Cell, bar: tqdm) -> None:
+    def _complete(self, cell: Cell, place: Place, bar: tqdm) -> None:
+        tuned: dict[tuple[float, int], Trained] = {}
         for rate, seed in self._untried(cell):
-            trained = self._tuned[cell, rate, seed] = self._train(cell, rate, seed, bar)
-            last = trained.run.history[-1]
-            self.rates.append(
-                {**vars(cell), "learning_rate": rate, "seed": seed, "chosen": 0}
-                | {name: last[name] for name in ("validation_accuracy", "validation_loss")}
-            )
-            self._write(RATES, self.rates, results.RATE_COLUMNS)
-        rate = self._choose(cell)
-        for seed in self._missing_seeds(cell):
-            again = self._tuned.get((cell, rate, seed))  # the same run, bit for bit
-            bar.update(self.config.train.steps if again else 0)
-            self._finish(cell, rate, seed, again or self._train(cell, rate, seed, bar))
-        self._tuned.clear()
-
-    def _choose(self, cell: Cell) -> float:
-        """The rate of the best mean validation accuracy over the tuning seeds; on a tie of the smaller loss."""
+            trained = tuned[rate, seed] = self._train(cell, rate, seed, place, bar)
+            self.tables.add_rate(cell, rate, seed, trained.run.history[-1])
         rates = list(self.config.recipients.learning_rates)
-        if len(rates) == 1:
-            return rates[0]
-        mine = [row for row in self.rates if _cell_of(row) == cell]
+        rate = self.tables.choose_rate(cell, rates) if len(rates) > 1 else rates[0]
+        for seed in self._missing_seeds(cell):
+            again = tuned.get((rate, seed))  # the same run, bit for bit
+            bar.update(self.config.train.steps if again else 0)
+            self._finish(cell, rate, seed, again or self._train(cell, rate, seed, place, bar), place)
 
-        def merit(rate: float) -> tuple[float, float]:
-            rows = [row for row in mine if row["learning_rate"] == rate]
-            losses = [row["validation_loss"] if math.isfinite(row["validation_loss"]) else math.inf for row in rows]
-            return float(np.mean([row["validation_accuracy"] for row in rows])), -float(np.mean(losses))
-
-        best = max(rates, key=merit)
-        for row in mine:
-            row["chosen"] = int(row["learning_rate"] == best)
-        self._write(RATES, self.rates, results.RATE_COLUMNS)
-        return best
-
-    def _train(self, cell: Cell, rate: float, seed: int, bar: tqdm) -> Trained:
-        trainer, before = self.trainers[cell.width], bar.n
+    def _train(self, cell: Cell, rate: float, seed: int, place: Place, bar: tqdm) -> Trained:
+        trainer, shown = place.trainers[cell.width], 0
         variables, explained_variance = self.start(cell, seed)
         filters, state = _first_filters(variables), trainer.start(variables)
         del variables  # half a gigabyte of VGG11
@@ -199,27 +213,29 @@ class Sweep:
         name = f"{cell.name(seed)}_lr{rate:g}"
 
         def on_step(run: Run, step: int) -> None:
-            bar.update(before + step - bar.n)
+            nonlocal shown
+            bar.update(step - shown)
+            shown = step
             if run.history[-1]["step"] == step:
                 bar.set_postfix(_postfix(cell, rate, seed, run, step * trainer.settings.batch_size / run.seconds))
 
         directory = self.workdir / CHECKPOINTS / name
         run = train_resumable(
-            trainer, state, self.data, indices, rate, seed, directory, on_step, self.config.save_every
+            trainer, state, place.data, indices, rate, seed, directory, on_step, self.config.save_every
         )
-        bar.update(before + trainer.settings.steps - bar.n)  # what a diverged run left
+        bar.update(trainer.settings.steps - shown)  # what a diverged run left
         return Trained(run, filters, explained_variance)
 
-    def _finish(self, cell: Cell, rate: float, seed: int, trained: Trained) -> None:
+    def _finish(self, cell: Cell, rate: float, seed: int, trained: Trained, place: Place) -> None:
         """Reads the test set and writes the recipient's files, the row of `results.csv` last."""
-        trainer, run = self.trainers[cell.width], trained.run
+        trainer, run = place.trainers[cell.width], trained.run
         name = cell.name(seed)
-        test_loss, test_accuracy = trainer.evaluate(run.state.variables, self.data.test)
+        test_loss, test_accuracy = trainer.evaluate(run.state.variables, place.data.test)
         used = subset(self.dataset.train, cell.train_size, seed)[: len(self.dataset.validation.labels)]
         used = on_devices(self.dataset.train.take(used), trainer.mesh)
         train_loss, train_accuracy = trainer.evaluate(run.state.variables, used)
         write_curves(self.workdir, name, run.history)
-        self._write_fits(cell, seed, trained.explained_variance)
+        self.tables.add_fits(cell, seed, trained.explained_variance)
         if seed == 0:
             self._write_filters(name, trained)
         steps, last = int(run.state.step), run.history[-1]
@@ -239,32 +255,16 @@ class Sweep:
             "images_per_second": round(steps * trainer.settings.batch_size / run.seconds, 1) if steps else 0.0,
             "diverged": int(run.diverged),
         }
-        self.results.append(row)
-        self._write(RESULTS, self.results, results.RESULT_COLUMNS)
-
-    def _write_fits(self, cell: Cell, seed: int, explained_variance: Mapping[str, float]) -> None:
-        """Replaces the rows of this recipient, which an interrupted run may have written before."""
-        mine = {**vars(cell), "seed": seed}
-        self.fits = [row for row in self.fits if any(row[name] != value for name, value in mine.items())]
-        self.fits += [{**mine, "layer": path, "explained_variance": r2} for path, r2 in explained_variance.items()]
-        if self.fits:
-            self._write(FITS, self.fits, results.FIT_COLUMNS)
+        self.tables.add_result(row)
 
     def _write_filters(self, name: str, trained: Trained) -> None:
         buffer = io.BytesIO()
         np.savez(buffer, initial=trained.filters, trained=_first_filters(trained.run.state.variables))
         results.atomic_write_bytes(self.workdir / "filters" / f"{name}.npz", buffer.getvalue())
 
-    def _write(self, name: str, rows: list[dict[str, Any]], columns: Iterable[str]) -> None:
-        results.write_rows(self.workdir / name, [{column: row[column] for column in columns} for row in rows])
-
 
 def _first_filters(variables: Variables) -> np.ndarray:
     return next(np.asarray(kernel) for kernel in trees.kernels(variables["params"]).values() if kernel.ndim == 4)
-
-
-def _cell_of(row: Mapping[str, Any]) -> Cell:
-    return Cell(row["init"], row["train_size"], row["width"])
 
 
 def _postfix(cell: Cell, rate: float, seed: int, run: Run, images_per_second: float) -> dict[str, str]:

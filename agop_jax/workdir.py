@@ -30,6 +30,7 @@ EXTENDABLE = (
     "save_every",
     "pictures.image",
     "pictures.layers",
+    "recipients.devices",
     "recipients.inits",
     "recipients.seeds",
     "recipients.train_sizes",

@@ -14,7 +14,7 @@ LEVELS = [
     {"data", "feature_figures", "models", "sources", "taps"},
     {"agop", "initializers", "pictures", "store", "streams", "taps_nnx", "train", "workdir"},
     {"coupling", "extract", "pretrained", "report"},
-    {"ansatz", "evolution", "resumable", "theory", "transforms", "transplant"},
+    {"ansatz", "evolution", "resumable", "sweep_tables", "theory", "transforms", "transplant"},
     {"donors"},
     {"recipients"},
     {"gallery"},

@@ -47,8 +47,8 @@ def make_sweep(tmp_path_factory):
 def test_twelve_inits_times_five_seeds_compile_the_training_step_once(make_sweep):
     sweep = make_sweep(inits=TWELVE, seeds=5)
     sweep.run()
-    assert len(sweep.results) == 60
-    assert sweep.trainers[1.0].traces == 1  # compiled ahead of time, once for each trace
+    assert len(sweep.tables.results) == 60
+    assert sweep.places[0].trainers[1.0].traces == 1  # compiled ahead of time, once for each trace
 
 
 def test_recipients_of_one_seed_differ_in_the_selected_layers_only(make_sweep):
@@ -65,20 +65,20 @@ def test_recipients_of_one_seed_differ_in_the_selected_layers_only(make_sweep):
 
 def test_learning_rate_is_the_best_on_validation_and_the_test_set_is_read_after(make_sweep, monkeypatch):
     sweep = make_sweep(inits=("kaiming_normal",), seeds=3, tuning_seeds=2, learning_rates=(0.001, 0.05, 1e9))
-    trainer, read = sweep.trainers[1.0], []
+    trainer, read = sweep.places[0].trainers[1.0], []
     evaluate = trainer.evaluate
     monkeypatch.setattr(
-        trainer, "evaluate", lambda v, split: read.append(split is sweep.data.test) or evaluate(v, split)
+        trainer, "evaluate", lambda v, split: read.append(split is sweep.places[0].data.test) or evaluate(v, split)
     )
     sweep.run()
-    assert len(sweep.rates) == 6
+    assert len(sweep.tables.rates) == 6
     means = {
-        rate: np.mean([row["validation_accuracy"] for row in sweep.rates if row["learning_rate"] == rate])
+        rate: np.mean([row["validation_accuracy"] for row in sweep.tables.rates if row["learning_rate"] == rate])
         for rate in (0.001, 0.05, 1e9)
     }
-    chosen = {row["learning_rate"] for row in sweep.rates if row["chosen"]}
+    chosen = {row["learning_rate"] for row in sweep.tables.rates if row["chosen"]}
     assert chosen == {max(means, key=means.get)}
-    assert {row["learning_rate"] for row in sweep.results} == chosen
+    assert {row["learning_rate"] for row in sweep.tables.results} == chosen
     assert sum(read) == 3  # once a recipient
 
 
@@ -86,10 +86,10 @@ def test_a_run_of_the_grid_is_the_same_when_trained_again(make_sweep):
     """What lets the grid's runs at the chosen rate be reused: a sweep that was stopped in between trains them anew."""
     sweep = make_sweep(inits=("nfm",), seeds=1, learning_rates=(0.01, 0.05))
     sweep.run()
-    again = make_sweep(inits=("nfm",), seeds=1, learning_rates=(sweep.results[0]["learning_rate"],))
+    again = make_sweep(inits=("nfm",), seeds=1, learning_rates=(sweep.tables.results[0]["learning_rate"],))
     again.run()
     for name in ("test_accuracy", "test_loss", "validation_loss", "train_loss"):
-        assert again.results[0][name] == sweep.results[0][name]
+        assert again.tables.results[0][name] == sweep.tables.results[0][name]
 
 
 def test_recipient_that_starts_from_nan_is_a_row_that_says_so(make_sweep, monkeypatch):
@@ -98,7 +98,7 @@ def test_recipient_that_starts_from_nan_is_a_row_that_says_so(make_sweep, monkey
     broken = start._replace(variables=jax.tree.map(lambda leaf: leaf * np.nan, start.variables))
     monkeypatch.setattr(sweep, "start", lambda cell, seed: broken)
     sweep.run()
-    (row,) = sweep.results
+    (row,) = sweep.tables.results
     assert (row["diverged"], row["steps"], row["test_accuracy"], row["images_per_second"]) == (1, 0, 0.0, 0.0)
 
 
@@ -110,7 +110,7 @@ def test_sizes_and_widths(make_sweep):
     sweep.run()
     kernels = [trees.kernels(sweep.start(cell, 0).variables["params"])["Conv_1"].shape for cell in sweep.cells]
     assert kernels == [(3, 3, 4, 6), (3, 3, 8, 12)] * 2
-    assert len({(row["train_size"], row["width"]) for row in sweep.results}) == 4
+    assert len({(row["train_size"], row["width"]) for row in sweep.tables.results}) == 4
 
 
 @pytest.mark.parametrize(
