@@ -64,17 +64,19 @@ def run() -> None:
         _end(str(error), 2)
     except Stopped as stopped:
         _end(str(stopped), stopped.exit_status)
-    except Exception as error:
+    except jax.errors.JaxRuntimeError as error:
+        if not hosts.several():
+            raise
+        _end(
+            f"process {jax.process_index()} of {jax.process_count()} failed: another has ended, or the network between "
+            f"them ({' '.join(str(error).split())[:300]}): the same commands continue from the last checkpoint",
+            1,
+        )
+    except Exception:
         if not hosts.several():
             raise
         traceback.print_exc()
-        _end(f"process {jax.process_index()} of {jax.process_count()} failed{_blame(error)}", 1)
-
-
-def _blame(error: Exception) -> str:
-    if not isinstance(error, jax.errors.JaxRuntimeError):
-        return ""
-    return ": another has ended, see what that one says; the same commands continue from the last checkpoint"
+        _end(f"process {jax.process_index()} of {jax.process_count()} failed", 1)
 
 
 def _end(line: str, status: int) -> None:

@@ -4,14 +4,19 @@ Prints one line of JSON: the largest relative difference of each comparison betw
 """
 
 import json
+import pathlib
+import tempfile
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agop_jax import devices, extract
-from agop_jax.data import Dataset, Pipeline, Split
+from agop_jax import devices, donors, extract
+from agop_jax.data import Dataset, Pipeline, Split, load
+from agop_jax.defaults import experiment_config
+from agop_jax.recipients import Sweep
+from agop_jax.results import read_results
 from agop_jax.train import DeviceData, Run, Settings, Trainer, train
 
 STEPS = 50
@@ -53,6 +58,29 @@ def features(batch_size: int, method: str, dtype: str) -> dict[str, np.ndarray]:
     return {path: np.asarray(value) for path, value in {**values, **errors}.items()}
 
 
+def recipients(number: int) -> list[dict]:
+    """The rows of a sweep whose recipients have so many devices each; 0: all."""
+    config = experiment_config()
+    config.model.features = (4, 6)
+    config.features.num_images, config.train.steps = 32, 6
+    config.recipients.update(inits=("nfm", "default", "lsuv"), seeds=2, learning_rates=(0.05, 0.1), devices=number)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = load("digits", validation=0.2)
+        path = pathlib.Path(folder)
+        donor = donors.donor_network(config, dataset, donors.untrained_donor(config, dataset), path / "features")
+        sweep = Sweep(path, config, dataset, {"trained": donor})
+        sweep.run()
+        assert [place.trainers[1.0].traces for place in sweep.places] == [1] * len(sweep.places)  # all took part
+        return read_results(path / "results.csv")
+
+
+def same(rows: list[dict], others: list[dict]) -> bool:
+    """One order, and numbers alike but for rounding."""
+    told = ("init", "seed", "learning_rate", "steps")
+    alike = all(np.isclose(a["test_loss"], b["test_loss"], rtol=1e-4) for a, b in zip(rows, others, strict=True))
+    return alike and [[row[name] for name in told] for row in rows] == [[row[name] for name in told] for row in others]
+
+
 def difference(many, one) -> float:
     """The largest over the arrays, each relative to its norm."""
     return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(many, one, strict=True))
@@ -71,6 +99,7 @@ def main() -> None:
                 with devices.only(jax.devices()[:1]):
                     one = features(batch_size, method, dtype)
             found[f"{method} {batch_size} {dtype}"] = difference(many.values(), one.values())
+    found["recipients at once"] = same(recipients(4), recipients(0))
     print(json.dumps(found))
 
 

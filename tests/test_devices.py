@@ -45,6 +45,11 @@ def test_features_in_float32_are_the_same_but_for_rounding(differences, method):
     assert differences[f"{method} 13 float32"] < 4e-6
 
 
+def test_recipients_that_are_trained_at_once_are_the_same(differences):
+    """Two at a time, on four devices each, against one at a time on eight: same rows in the same order."""
+    assert differences["recipients at once"]
+
+
 def test_spread_pads_with_zeros_and_only_behind():
     over = devices.mesh()
     found = devices.spread(np.arange(10).reshape(5, 2), over)

@@ -1,0 +1,116 @@
+"""Two processes on one machine, joined by gloo: the program of one, and what happens when one dies."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from agop_jax.results import read_json, read_results
+from agop_jax.store import load_features
+
+MINUTE = 60  # in which the survivor has to end, by the promise of `hosts`
+OPTIONS = (
+    "--config=configs/digits.py:quick",
+    "--config.save_every=0.2",
+    "--config.donor.train.steps=300",
+    "--config.recipients.inits=('nfm',)",
+    "--config.recipients.seeds=1",
+    "--config.ansatz.draws=0",
+    "--config.pictures.layers=Conv_0",
+)
+
+
+def start(workdir: pathlib.Path, *options: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "agop_jax.main", *OPTIONS, f"--workdir={workdir}", *options]
+    root = pathlib.Path(__file__).parent.parent
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def start_pair(workdir: pathlib.Path) -> list[subprocess.Popen]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    joined = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2")
+    return [start(workdir, *joined, f"--process_id={i}") for i in range(2)]
+
+
+def wait_for_checkpoint(directory: pathlib.Path, process: subprocess.Popen) -> None:
+    """A whole one: Orbax gives it its number last."""
+    while not any(path.name.isdigit() for path in directory.glob("*")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Workdirs of one process and of a pair, of which the second was killed and which was started again."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    first, second = start_pair(two)
+    wait_for_checkpoint(two / "checkpoints" / "donor", second)
+    second.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    _, errors = first.communicate(timeout=MINUTE)
+    assert time.monotonic() - killed < MINUTE
+    second.communicate()
+    left = [int(path.name) for path in (two / "checkpoints" / "donor").glob("*") if path.name.isdigit()]
+    again = start_pair(two)
+    said = [process.communicate(timeout=5 * MINUTE) for process in again]
+    assert [process.returncode for process in again] == [0, 0], said
+    alone = start(one)
+    _, error = alone.communicate(timeout=5 * MINUTE)
+    assert alone.returncode == 0, error
+    return one, two, (first.returncode, errors), left, said
+
+
+def test_the_other_process_ends_with_a_line(runs):
+    status, errors = runs[2]
+    assert status == 1
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("agop_jax: process 0 of 2 failed: another has ended")
+    assert last.endswith("the same commands continue from the last checkpoint")
+
+
+def test_the_pair_continues_from_the_last_checkpoint(runs):
+    """The bar of the process that shows one starts at the step after it."""
+    *_, left, said = runs
+    bar = said[0][1].replace("\r", "\n").split("recipients:")[0]
+    shown = [int(line.split("/300")[0].split()[-1]) for line in bar.splitlines() if "/300" in line]
+    assert 0 < max(left) < 300
+    assert min(step for step in shown if step > 0) > max(left)
+
+
+def test_features_and_results_are_those_of_one_process(runs):
+    one, two = runs[:2]
+    alone, together = load_features(one / "features"), load_features(two / "features")
+    for path, layer in together.items():
+        assert layer.count == alone[path].count
+        found, wanted = np.asarray(layer.agop.dense()), np.asarray(alone[path].agop.dense())
+        # the donors' weights differ by the rounding of 300 steps
+        np.testing.assert_allclose(found, wanted, atol=1e-3 * np.abs(wanted).max())
+    assert read_json(two / "donor.json")["test_loss"] == pytest.approx(read_json(one / "donor.json")["test_loss"], 1e-3)
+    (row,), (other,) = read_results(one / "results.csv"), read_results(two / "results.csv")
+    assert row["test_loss"] == pytest.approx(other["test_loss"], 1e-2)
+
+
+def test_one_process_writes(runs):
+    """The same files as one process leaves, and the table on one standard output."""
+    one, two, _, _, said = runs
+    names = lambda path: {file.relative_to(path) for file in path.rglob("*.csv")}
+    assert names(one) == names(two)
+    assert ["Report:" in output for output, _ in said] == [True, False]
+
+
+def test_a_process_of_no_cluster_is_told_what_to_do(tmp_path):
+    process = start(tmp_path, "--distributed")
+    _, errors = process.communicate(timeout=MINUTE)
+    assert process.returncode == 2
+    (line,) = [line for line in errors.splitlines() if line.startswith("agop_jax:")]
+    assert "the processes could not be joined" in line
+    assert "--coordinator=HOST:PORT --num_processes=N --process_id=0 to N-1" in line
+    assert not os.listdir(tmp_path)
