@@ -115,7 +115,7 @@ def untrained_donor(config: Any, dataset: Dataset, model: nn.Module | None = Non
     """A donor before its training, of this network or of the config's."""
     model = model or _model(config, dataset)
     pipeline = pipeline_for(config, dataset, config.donor.resize)
-    sample = pipeline(jnp.zeros((1, *dataset.train.shape), jnp.uint8))
+    sample = pipeline(jnp.asarray(dataset.train.take(np.arange(1)).load().images))
     variables = initialize(model, jax.random.key(config.seed), sample, None, config.donor.init)
     return Pretrained(model, variables, pipeline.mean, pipeline.std)
 

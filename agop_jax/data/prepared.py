@@ -101,16 +101,17 @@ def _reader(builder: Any, splits: list[str]) -> Callable[[int], Any]:
     """Records by number, their pictures encoded: Pillow decodes them, as it does any other picture."""
     import tensorflow_datasets as tfds
 
+    try:
+        source = builder.as_data_source("+".join(splits), decoders={"image": tfds.decode.SkipDecoding()})
+    except Exception as error:  # TFDS and array_record raise errors of many kinds, by what is damaged
+        raise _damaged(Path(builder.data_path), error) from error
+
     def read(row: int) -> Any:
         try:
             return source[row]
         except Exception as error:
             raise _damaged(Path(builder.data_path), error) from error
 
-    try:
-        source = builder.as_data_source("+".join(splits), decoders={"image": tfds.decode.SkipDecoding()})
-    except Exception as error:  # TFDS and array_record raise errors of many kinds, by what is damaged
-        raise _damaged(Path(builder.data_path), error) from error
     return read
 
 

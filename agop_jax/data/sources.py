@@ -150,8 +150,8 @@ def _npz(argument: str, size: int, limit: int) -> tuple[AnySplit, AnySplit]:
 def _require_memory(path: Path, size: int, limit: int) -> None:
     if size > limit:
         raise UserError(
-            f"data set: {str(path)!r} takes {size / 2**30:.2g} GiB of memory, wanted {limit / 2**30:.2g} at most: raise "
-            "config.data.memory, or store its images as pictures (folder:DIR), which can be streamed"
+            f"data set: {str(path)!r} takes {size / 2**30:.2g} GiB, wanted {limit / 2**30:.2g} at most: raise "
+            "config.data.memory, or store the images as pictures (folder:DIR), which can be streamed"
         )
 
 
