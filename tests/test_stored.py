@@ -215,11 +215,12 @@ def test_a_picture_that_is_damaged_meanwhile(in_folder, tmp_path):
 
 def test_what_cannot_be_streamed_is_refused(tmp_path_factory, in_folder, monkeypatch):
     images, labels = np.zeros((4, 6, 8, 3), np.uint8), np.arange(4) % 2
-    np.savez_compressed(tmp_path_factory.getbasetemp() / "file.npz", images=images, labels=labels)
+    file = tmp_path_factory.mktemp("npz") / "file.npz"
+    np.savez_compressed(file, images=images, labels=labels)
     with pytest.raises(
         UserError, match=r"file.npz' takes .* GiB, wanted .* at most: raise config.data.memory"
     ) as error:
-        load(f"npz:{tmp_path_factory.getbasetemp() / 'file.npz'}", memory=500 / 2**30)  # bytes; the images take 576
+        load(f"npz:{file}", memory=500 / 2**30)  # bytes; the images take 576
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"config.data.memory: wanted GiB, .*, got -1"):
         load("digits", memory=-1.0)
@@ -271,5 +272,4 @@ def test_a_data_set_four_times_the_cap_is_read_under_the_cap(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         growth[memory] = float(done.stdout)
-    print(growth)
     assert growth[CAP] < CAP < 4 * CAP < growth[4 * CAP]
