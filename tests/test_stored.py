@@ -209,7 +209,7 @@ def test_a_picture_that_is_damaged_meanwhile(in_folder, tmp_path):
         next(batches)
     assert "\n" not in str(error.value)
     path.write_bytes(png(np.zeros((1, 1, 3), np.uint8)))  # would be broadcast
-    with pytest.raises(UserError, match=r"a picture of shape \(1, 1, 3\) among those of \(6, 8, 3\)"):
+    with pytest.raises(UserError, match=rf"picture {victim} has the shape \(1, 1, 3\), wanted \(6, 8, 3\)"):
         split.load()
 
 

@@ -88,10 +88,11 @@ def load(name: str, *, validation: float = 0.1, seed: int = 0, size: int = 0, me
     held_out = max(1, round(validation * len(order)))
     if held_out == len(order):
         raise UserError(f"validation: {validation} of {len(order)} images leaves none to train on")
-    splits = [train.take(order[held_out:]), train.take(order[:held_out]), test]
+    train, validation_split = train.take(order[held_out:]), train.take(order[:held_out])
+    splits = train, validation_split, test
     if sum(map(decoded_bytes, splits)) <= limit:
-        splits = [split.load(progress=True) for split in splits]
-    return Dataset(name, *splits, classes, *_mean_and_deviation(measured(splits[0])))
+        train, validation_split, test = (split.load(progress=True) for split in splits)
+    return Dataset(name, train, validation_split, test, classes, *_mean_and_deviation(measured(train)))
 
 
 def measured(train: AnySplit) -> AnySplit:

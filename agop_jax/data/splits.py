@@ -71,7 +71,10 @@ class StoredSplit:
             for place, row in enumerate(rows, start):
                 picture = self.read(int(row))
                 if picture.shape != self.shape:
-                    raise UserError(f"data set: a picture of shape {picture.shape} among those of {self.shape}")
+                    raise UserError(
+                        f"data set: picture {row} has the shape {picture.shape}, wanted {self.shape}: it was changed "
+                        "since its data set was opened"
+                    )
                 images[place] = picture
             return len(rows)
 
