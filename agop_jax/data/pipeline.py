@@ -98,7 +98,7 @@ def batch_indices(indices: np.ndarray, batch_size: int, step: int, seed: int) ->
     return indices[_epoch_order(len(indices), seed, epoch)[place * batch_size : (place + 1) * batch_size]]
 
 
-@functools.lru_cache(maxsize=2)  # of a stream that reads ahead into the next epoch
+@functools.lru_cache(maxsize=8)  # of several runs at a time, and of streams that read ahead into the next epoch
 def _epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     order = np.random.default_rng((seed, epoch)).permutation(size)
     order.setflags(write=False)
