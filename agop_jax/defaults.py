@@ -17,6 +17,7 @@ def experiment_config() -> ml_collections.ConfigDict:
     config.data.name = "digits"  # recipients' data: digits, npz:FILE, folder:DIR, or a TFDS name such as cifar10
     config.data.validation = 0.2  # fraction of the training images kept for choices
     config.data.size = 0  # side of the squares that pictures of a folder or of TFDS are brought to; 0: as they are
+    config.data.memory = 0.0  # GiB that decoded images may take; more are streamed from disk; 0: half of the machine's
     config.data.resize = 0  # side of the images that networks see, resized inside jit; 0: as they are stored
     config.data.rgb = False  # grey images as three equal channels, for networks of colour images
     config.data.pad = 0  # random crops from images padded by so many pixels

@@ -15,7 +15,7 @@ from absl import logging
 from tqdm import tqdm
 
 from agop_jax import devices, hosts, models, results, store, trees
-from agop_jax.data import Dataset, Pipeline, Split, subset
+from agop_jax.data import AnySplit, Dataset, Pipeline, subset
 from agop_jax.errors import UserError
 from agop_jax.extract import extract
 from agop_jax.layer_features import LayerFeatures
@@ -99,7 +99,7 @@ def train_donor(config: Any, dataset: Dataset, path: Path) -> None:
 
 
 def _trained(
-    config: Any, trainer: Trainer, variables: Variables, data: DeviceData, split: Split, directory: Path
+    config: Any, trainer: Trainer, variables: Variables, data: DeviceData, split: AnySplit, directory: Path
 ) -> Run:
     indices, rate = subset(split, None, config.seed), config.donor.learning_rate
     with tqdm(
@@ -115,7 +115,7 @@ def untrained_donor(config: Any, dataset: Dataset, model: nn.Module | None = Non
     """A donor before its training, of this network or of the config's."""
     model = model or _model(config, dataset)
     pipeline = pipeline_for(config, dataset, config.donor.resize)
-    sample = pipeline(jnp.asarray(dataset.train.images[:1]))
+    sample = pipeline(jnp.asarray(dataset.train.take(np.arange(1)).load().images))
     variables = initialize(model, jax.random.key(config.seed), sample, None, config.donor.init)
     return Pretrained(model, variables, pipeline.mean, pipeline.std)
 
@@ -152,15 +152,15 @@ def stored_donor(config: Any, dataset: Dataset) -> DonorNetwork:
     return DonorNetwork(_model(config, dataset), None, pipeline_for(config, dataset, config.donor.resize), features)
 
 
-def feature_images(config: Any, dataset: Dataset) -> Split:
+def feature_images(config: Any, dataset: Dataset) -> AnySplit:
     """The images that features are extracted from."""
     return dataset.train.take(np.arange(min(config.features.num_images, len(dataset.train.labels))))
 
 
-def network_batches(pipeline: Pipeline, split: Split, batch_size: int) -> Iterator[tuple[Array, np.ndarray]]:
+def network_batches(pipeline: Pipeline, split: AnySplit, batch_size: int) -> Iterator[tuple[Array, np.ndarray]]:
     """Images as the network sees them, a batch at a time: at 224 x 224 a data set would fill the memory."""
     for start in range(0, len(split.labels), batch_size):
-        images, labels = split.take(np.arange(start, min(start + batch_size, len(split.labels))))
+        images, labels = split.take(np.arange(start, min(start + batch_size, len(split.labels)))).load()
         yield pipeline(jnp.asarray(images)), labels
 
 

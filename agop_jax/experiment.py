@@ -9,7 +9,7 @@ import numpy as np
 
 from agop_jax import devices, gallery, hosts, report, results, workdir
 from agop_jax.agop import output_function
-from agop_jax.data import Dataset, load
+from agop_jax.data import Dataset, StoredSplit, load, measured
 from agop_jax.donors import (
     DonorNetwork,
     donor_network,
@@ -85,7 +85,8 @@ def check_stages(wanted: str) -> list[str]:
 
 def load_data(config: Any, name: str) -> Dataset:
     """A data set, split as the config says."""
-    return load(name, validation=config.data.validation, seed=config.seed, size=config.data.size)
+    wanted = config.data
+    return load(name, validation=wanted.validation, seed=config.seed, size=wanted.size, memory=wanted.memory)
 
 
 def donor_dataset(config: Any, recipient_data: Dataset) -> Dataset:
@@ -95,14 +96,16 @@ def donor_dataset(config: Any, recipient_data: Dataset) -> Dataset:
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """What the work directory keeps of a data set: its constants are computed from the training split."""
+    """What the work directory keeps of a data set: its constants are computed from `measured` training images."""
     return {
         "name": dataset.name,
         "images": {name: len(getattr(dataset, name).labels) for name in ("train", "validation", "test")},
-        "shape": list(dataset.train.images.shape[1:]),
+        "shape": list(dataset.train.shape),
         "num_classes": dataset.num_classes,
         "mean": dataset.mean.tolist(),
         "std": dataset.std.tolist(),
+        "measured": len(measured(dataset.train).labels),
+        "streamed": isinstance(dataset.train, StoredSplit),
     }
 
 

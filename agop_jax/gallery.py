@@ -76,7 +76,7 @@ def write_gallery(path: Path, config: Any, donor: DonorNetwork, dataset: Dataset
     if (path / GALLERY).exists() and results.read_json(path / GALLERY)["pictures"] == wanted:
         return
     channels = len(donor.pipeline.mean)
-    picture = read_picture(wanted["image"]) if wanted["image"] else dataset.test.images[0]
+    picture = read_picture(wanted["image"]) if wanted["image"] else dataset.test.take(np.arange(1)).load().images[0]
     if channels == 1 and picture.shape[-1] == 3:
         picture = picture.mean(-1, keepdims=True).astype(np.uint8)
     entries = [_save(path, *drawn) for drawn in _drawn(donor, picture, wanted["layers"])]

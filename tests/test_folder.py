@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agop_jax.data import Pipeline, load, splits
+from agop_jax.data import Pipeline, load
 from agop_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -91,13 +91,6 @@ def test_bad_folders_are_refused(make, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         load(f"folder:{tmp_path / 'pictures'}")
     assert "\n" not in str(error.value)
-
-
-def test_what_does_not_fit_into_memory_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
-    fill(tmp_path)
-    monkeypatch.setattr(splits, "memory", lambda: 2000)  # bytes; ten images of 6 x 8 x 3 take 1,440
-    with pytest.raises(UserError, match="10 images of 6 x 8 x 3 take .*choose a smaller config.data.size"):
-        load(f"folder:{tmp_path}")
 
 
 @pytest.mark.parametrize(("name", "size"), [("digits", 8), ("folder:x", -1)])

@@ -6,14 +6,16 @@ import numpy as np
 from tqdm import tqdm
 
 from agop_jax.data.images import common_shape, decode, read_header
-from agop_jax.data.splits import Split, require_memory, split_off_test
+from agop_jax.data.splits import AnySplit, StoredSplit, split_off_test
 from agop_jax.errors import UserError
 
 Listed = list[tuple[Path, int]]  # pictures with their labels
 
 
-def read_folder(argument: str, size: int) -> tuple[Split, Split]:
+def read_folder(argument: str, size: int, limit: int) -> tuple[AnySplit, AnySplit]:
     """Pictures in DIR/train/CLASS/ and DIR/test/CLASS/, or in DIR/CLASS/, of which a fifth becomes the test split.
+
+    Nothing is decoded yet, but every picture's header is read.
 
     Labels number the classes of the training pictures in alphabetical order. Pictures may be of any format that Pillow
     reads; names with a leading dot are passed over. `size`: see `images.common_shape`.
@@ -30,9 +32,10 @@ def read_folder(argument: str, size: int) -> tuple[Split, Split]:
     if len(classes) < 2:
         raise UserError(f"data set: {str(parts[0])!r}: wanted two classes or more, a folder each, got {len(classes)}")
     listed = [_listed(part, classes) for part in parts]
-    shape = common_shape(root, [read_header(path) for part in listed for path, _ in part], size)
-    require_memory(root, sum(map(len, listed)), shape)
-    splits = [_read(part, shape, size) for part in listed]
+    paths = [path for part in listed for path, _ in part]
+    bar = tqdm(paths, "look at pictures", unit="image", leave=False, delay=1)
+    shape = common_shape(root, [read_header(path) for path in bar], size)
+    splits = [_stored(part, shape, size) for part in listed]
     return (splits[0], splits[1]) if len(splits) == 2 else split_off_test(root, splits[0])
 
 
@@ -54,8 +57,6 @@ def _listed(folder: Path, classes: list[str]) -> Listed:
     return found
 
 
-def _read(listed: Listed, shape: tuple[int, int, int], size: int) -> Split:
-    images = np.empty((len(listed), *shape), np.uint8)
-    for index, (path, _) in enumerate(tqdm(listed, "read pictures", unit="image", leave=False, delay=1)):
-        images[index] = decode(path, shape[-1], size)
-    return Split(images, np.array([label for _, label in listed], np.int32))
+def _stored(listed: Listed, shape: tuple[int, int, int], size: int) -> StoredSplit:
+    labels = np.array([label for _, label in listed], np.int32)
+    return StoredSplit(lambda row: decode(listed[row][0], shape[-1], size), np.arange(len(listed)), labels, shape)

@@ -1,5 +1,6 @@
 """From uint8 on the device to what the network sees. The host sends indices only."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agop_jax.data.sources import Dataset
-from agop_jax.data.splits import Split, balanced_order
+from agop_jax.data.splits import AnySplit, balanced_order
 from agop_jax.errors import UserError
 from agop_jax.types import Array, Float, Images, PRNGKey
 
@@ -78,7 +79,7 @@ def _random_crop(images: Images, key: PRNGKey, pad: int) -> Images:
     return jax.vmap(crop)(padded, offsets)
 
 
-def subset(split: Split, size: int | None, seed: int) -> np.ndarray:
+def subset(split: AnySplit, size: int | None, seed: int) -> np.ndarray:
     """Indices of `size` images of a split, every class in proportion; all of them for None."""
     if size is not None and not 0 < size <= len(split.labels):
         raise UserError(f"train_size: wanted 1 to {len(split.labels)} (what the validation split leaves), got {size}")
@@ -94,5 +95,11 @@ def batch_indices(indices: np.ndarray, batch_size: int, step: int, seed: int) ->
     if per_epoch == 0:
         raise UserError(f"batch_size {batch_size} is larger than the training set of {len(indices)} images")
     epoch, place = divmod(step, per_epoch)
-    order = np.random.default_rng((seed, epoch)).permutation(len(indices))
-    return indices[order[place * batch_size : (place + 1) * batch_size]]
+    return indices[_epoch_order(len(indices), seed, epoch)[place * batch_size : (place + 1) * batch_size]]
+
+
+@functools.lru_cache(maxsize=8)  # of several runs at a time, and of streams that read ahead into the next epoch
+def _epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
+    order = np.random.default_rng((seed, epoch)).permutation(size)
+    order.setflags(write=False)
+    return order

@@ -4,7 +4,7 @@ What is on disk is looked for first: TFDS by itself would go to the network, and
 """
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from agop_jax.data.images import decode
-from agop_jax.data.splits import Split, require_memory, split_off_test
+from agop_jax.data.splits import AnySplit, StoredSplit, split_off_test
 from agop_jax.errors import UserError, unknown_name
 
 NAMES = ("cifar10", "cifar100", "fashion_mnist", "mnist", "oxford_flowers102", "svhn_cropped", "tiny_imagenet")
@@ -30,8 +30,8 @@ def find(name: str, directory: Path) -> Path | None:
     return max(versions, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
 
 
-def read_prepared(name: str, size: int) -> tuple[Split, Split]:
-    """The splits 'train' and 'test' of a prepared data set.
+def read_prepared(name: str, size: int, limit: int) -> tuple[AnySplit, AnySplit]:
+    """The splits 'train' and 'test' of a prepared data set; of its pictures nothing is decoded yet.
 
     A split 'validation' joins the training images, from which every experiment draws its own validation images; where
     there is no 'test' (Tiny-ImageNet publishes no labels of its test images), it is the test split.
@@ -46,7 +46,7 @@ def read_prepared(name: str, size: int) -> tuple[Split, Split]:
         raise unknown_name("TFDS data set", name, NAMES)
     builder = _builder(directory)
     train, *test = _roles(builder.info.splits)
-    splits = [_read(builder, part, size) for part in (train, *test)]
+    splits = [_stored(builder, part, size) for part in (train, *test)]
     return (splits[0], splits[1]) if test else split_off_test(name, splits[0])
 
 
@@ -81,33 +81,38 @@ def _open(directory: Path) -> Any:
         raise _damaged(directory, error) from error
 
 
-def _read(builder: Any, splits: list[str], size: int) -> Split:
-    """The stored pictures, decoded; of several splits one after another."""
+def _stored(builder: Any, splits: list[str], size: int) -> StoredSplit:
+    """The stored pictures, of several splits one after another; the labels are read, all records once."""
     *sides, channels = builder.info.features["image"].shape
     if None in sides and not size:
         raise UserError(
             f"data set {builder.name!r}: its pictures are of many sizes: state the side of the squares they shall be "
             "brought to, --config.data.size=64"
         )
-    shape = (*((size, size) if size else sides), channels)
+    record = _reader(builder, splits)
     count = sum(builder.info.splits[split].num_examples for split in splits)
-    require_memory(builder.name, count, shape)
-    images, labels = np.empty((count, *shape), np.uint8), np.empty(count, np.int32)
-    bar = tqdm(_records(builder, splits), f"read {builder.name}", count, unit="image", leave=False, delay=1)
-    for index, record in enumerate(bar):
-        images[index], labels[index] = decode(record["image"], channels, size), record["label"]
-    return Split(images, labels)
+    bar = tqdm(range(count), f"read labels of {builder.name}", unit="image", leave=False, delay=1)
+    labels = np.array([record(row)["label"] for row in bar], np.int32)
+    shape = (*((size, size) if size else sides), channels)
+    return StoredSplit(lambda row: decode(record(row)["image"], channels, size), np.arange(count), labels, shape)
 
 
-def _records(builder: Any, splits: list[str]) -> Iterator[Any]:
+def _reader(builder: Any, splits: list[str]) -> Callable[[int], Any]:
+    """Records by number, their pictures encoded: Pillow decodes them, as it does any other picture."""
     import tensorflow_datasets as tfds
 
-    decoders = {"image": tfds.decode.SkipDecoding()}  # Pillow does it here, as for any other picture
-    for split in splits:
+    try:
+        source = builder.as_data_source("+".join(splits), decoders={"image": tfds.decode.SkipDecoding()})
+    except Exception as error:  # TFDS and array_record raise errors of many kinds, by what is damaged
+        raise _damaged(Path(builder.data_path), error) from error
+
+    def read(row: int) -> Any:
         try:
-            yield from builder.as_data_source(split, decoders=decoders)
-        except Exception as error:  # TFDS and array_record raise errors of many kinds, by what is damaged
+            return source[row]
+        except Exception as error:
             raise _damaged(Path(builder.data_path), error) from error
+
+    return read
 
 
 def _damaged(directory: Path, error: Exception) -> UserError:

@@ -1,26 +1,96 @@
-"""What every source of images yields: uint8 images with integer labels, in splits."""
+"""What every source of images yields: uint8 images with integer labels, in splits, in memory or on disk."""
 
+import dataclasses
+import math
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from agop_jax.errors import UserError
 
 TEST_FRACTION = 0.2  # of a source that has no test split of its own
 TEST_SEED = 0  # part of such a data set, not of an experiment: the test images never change
+PIECE = 8  # images that a thread decodes in one go
 
 
 class Split(NamedTuple):
-    """Images (n, h, w, c) uint8 and labels (n,) int32."""
+    """Images (n, h, w, c) uint8 and labels (n,) int32, in memory."""
 
     images: np.ndarray
     labels: np.ndarray
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(h, w, c) of an image."""
+        return self.images.shape[1:]
+
     def take(self, indices: np.ndarray) -> "Split":
         """The rows at these indices, in this order."""
         return Split(self.images[indices], self.labels[indices])
+
+    def load(self, *, progress: bool = False) -> "Split":
+        """Itself: it is in memory."""
+        return self
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredSplit:
+    """Images that stay on disk, encoded, and are decoded where they are needed; their labels are in memory.
+
+    Attributes:
+      read: (h, w, c) uint8, the decoded picture of a row of the source; called by several threads at a time.
+      rows: (n,) of the source.
+      labels: (n,) int32.
+      shape: (h, w, c) of an image.
+    """
+
+    read: Callable[[int], np.ndarray]
+    rows: np.ndarray
+    labels: np.ndarray
+    shape: tuple[int, ...]
+
+    def take(self, indices: np.ndarray) -> "StoredSplit":
+        """The rows at these indices, in this order; nothing is decoded."""
+        return dataclasses.replace(self, rows=self.rows[indices], labels=self.labels[indices])
+
+    def load(self, *, progress: bool = False) -> Split:
+        """All of its images, decoded by as many threads as there are cores and some more, which wait for the disk.
+
+        Raises:
+          UserError: a picture that cannot be read, or is of another shape than the rest.
+        """
+        images = np.empty((len(self.rows), *self.shape), np.uint8)
+
+        def decode(start: int) -> int:
+            rows = self.rows[start : start + PIECE]
+            for place, row in enumerate(rows, start):
+                picture = self.read(int(row))
+                if picture.shape != self.shape:
+                    raise UserError(
+                        f"data set: picture {row} has the shape {picture.shape}, wanted {self.shape}: it was changed "
+                        "since its data set was opened"
+                    )
+                images[place] = picture
+            return len(rows)
+
+        bar = tqdm(total=len(images), desc="read pictures", unit="image", leave=False, delay=1, disable=not progress)
+        with bar, ThreadPoolExecutor() as threads:
+            for count in threads.map(decode, range(0, len(images), PIECE)):  # an error cancels what has not begun
+                bar.update(count)
+        return Split(images, self.labels)
+
+
+AnySplit = Split | StoredSplit
+
+
+def decoded_bytes(split: AnySplit) -> int:
+    """What the images of a split take in memory."""
+    return len(split.labels) * math.prod(split.shape)
 
 
 def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -36,7 +106,7 @@ def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
     return shuffled[np.argsort(place[shuffled], kind="stable")]
 
 
-def split_off_test(name: str | Path, whole: Split) -> tuple[Split, Split]:
+def split_off_test(name: str | Path, whole: AnySplit) -> tuple[AnySplit, AnySplit]:
     """Training and test images of a source that has no test split of its own."""
     check_split(name, "images and labels", whole)
     order = balanced_order(whole.labels, TEST_SEED)
@@ -44,38 +114,25 @@ def split_off_test(name: str | Path, whole: Split) -> tuple[Split, Split]:
     return whole.take(order[cut:]), whole.take(order[:cut])
 
 
-def check_splits(name: str | Path, train: Split, test: Split) -> None:
+def check_splits(name: str | Path, train: AnySplit, test: AnySplit) -> None:
     """What training can rely on; anything else is a `UserError`."""
     for part, split in (("train", train), ("test", test)):
         check_split(name, part, split)
-    if train.images.shape[1:] != test.images.shape[1:]:
-        shapes = f"{train.images.shape[1:]} and {test.images.shape[1:]}"
+    if train.shape != test.shape:
+        shapes = f"{train.shape} and {test.shape}"
         raise UserError(f"data set {str(name)!r}: wanted training and test images of one shape (h, w, c), got {shapes}")
 
 
-def check_split(name: str | Path, part: str, split: Split) -> None:
+def check_split(name: str | Path, part: str, split: AnySplit) -> None:
     """One split by itself: images and as many labels, from 0 on, of two classes or more."""
-    if split.images.ndim != 4 or split.labels.shape != split.images.shape[:1] or not len(split.labels):
-        shapes = f"{split.images.shape} and {split.labels.shape}"
+    images = split.images.shape if isinstance(split, Split) else (len(split.rows), *split.shape)
+    if len(images) != 4 or split.labels.shape != images[:1] or not len(split.labels):
+        shapes = f"{images} and {split.labels.shape}"
         raise UserError(f"data set {str(name)!r}, {part}: wanted images (n, h, w, c) and labels (n,), got {shapes}")
     if split.labels.min() < 0 or len(np.unique(split.labels)) < 2:
         raise UserError(f"data set {str(name)!r}, {part}: wanted labels from 0 on, of two classes or more")
 
 
-def require_memory(name: str | Path, count: int, shape: tuple[int, ...]) -> None:
-    """Refuses what the machine cannot hold decoded, before anything is decoded.
-
-    The limit is half of the memory: while a data set is split there are two copies of it.
-    """
-    needed, present = count * int(np.prod(shape)), memory()
-    if 2 * needed > present:
-        raise UserError(
-            f"data set {str(name)!r}: {count} images of {' x '.join(map(str, shape))} take {needed / 2**30:.1f} GiB "
-            f"decoded, and data sets are held in memory: wanted half of this machine's {present / 2**30:.1f} GiB at "
-            "most: choose a smaller config.data.size"
-        )
-
-
-def memory() -> int:
-    """Bytes of this machine's main memory."""
+def memory_bytes() -> int:
+    """Of this machine's main memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
