@@ -16,13 +16,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from agop_jax import hosts
 from agop_jax.errors import UserError
+from agop_jax.types import Device
 
 AXIS = "data"
-_CHOSEN: ContextVar[tuple[jax.Device, ...] | None] = ContextVar("devices", default=None)
+_CHOSEN: ContextVar[tuple[Device, ...] | None] = ContextVar("devices", default=None)
 
 
 @contextlib.contextmanager
-def only(devices: Sequence[jax.Device]) -> Iterator[None]:
+def only(devices: Sequence[Device]) -> Iterator[None]:
     """Within it meshes are made of these devices of this process, which works alone; a thread's own choice."""
     token = _CHOSEN.set(tuple(devices))
     try:
@@ -60,7 +61,7 @@ def mesh_for(batch_size: int) -> Mesh:
     return _mesh([device for devices in processes for device in devices[:used]])
 
 
-def _mesh(devices: list[jax.Device]) -> Mesh:
+def _mesh(devices: list[Device]) -> Mesh:
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 

@@ -30,7 +30,7 @@ from agop_jax.resumable import train_resumable
 from agop_jax.sweep_tables import Cell, SweepTables
 from agop_jax.train import DeviceData, Run, Settings, Trainer, accuracy_at, on_devices
 from agop_jax.transplant import Transplant, transplant
-from agop_jax.types import Variables
+from agop_jax.types import Device, Variables
 from agop_jax.workdir import CHECKPOINTS
 
 
@@ -53,7 +53,7 @@ class Trained:
 class Place:
     """Devices that train one recipient at a time, with their compiled steps (by width) and their copy of the data."""
 
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Device, ...]
     trainers: dict[float, Trainer]
     data: DeviceData
 
@@ -79,7 +79,7 @@ class Sweep:
         self.places = [self._place(group) for group in self._groups()]
         self._check()
 
-    def _groups(self) -> list[tuple[jax.Device, ...] | None]:
+    def _groups(self) -> list[tuple[Device, ...] | None]:
         """The devices in equal parts, by `config.recipients.devices`; None stands for all of them, of all hosts."""
         number, present = self.config.recipients.devices, jax.local_devices()
         if number == 0:
@@ -90,7 +90,7 @@ class Sweep:
             )
         return [tuple(present[i : i + number]) for i in range(0, len(present) - number + 1, number)]
 
-    def _place(self, group: tuple[jax.Device, ...] | None) -> Place:
+    def _place(self, group: tuple[Device, ...] | None) -> Place:
         pipeline, settings = pipeline_for(self.config, self.dataset), Settings(**self.config.train)
         with devices.only(group) if group else contextlib.nullcontext():
             trainers = {}
@@ -126,7 +126,7 @@ class Sweep:
         method, trainer = get_method(cell.init), self.places[0].trainers[cell.width]
         donor = self.donors["untrained" if method.untrained else "trained"]
         indices = subset(self.dataset.train, cell.train_size, seed)[: self.config.recipients.num_images]
-        pictures = jnp.asarray(self.dataset.train.take(indices).images)
+        pictures = jnp.asarray(self.dataset.train.take(indices).load().images)
         channels = len(donor.pipeline.mean), len(trainer.pipeline.mean)
         if method.coupled and channels[0] != channels[1]:
             wants = f"wants {channels[0]} channels, got {channels[1]}"

@@ -4,8 +4,9 @@ Everything a run depends on is an argument: the initial variables, the images' i
 The compiled step takes them as data, so that all initialisations, seeds and learning rates of one network share it.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from jax.sharding import Mesh
 
 from agop_jax import devices
 from agop_jax.compilation import compile_within_memory
-from agop_jax.data import Dataset, Pipeline, Split, batch_indices
+from agop_jax.data import AnySplit, Dataset, Pipeline, Split, StoredSplit, batch_indices, stored_batches
 from agop_jax.errors import UserError, unknown_name
 from agop_jax.taps import inference_arguments
 from agop_jax.types import Array, Variables
@@ -31,6 +32,7 @@ AMPLE_BYTES = 2**30  # of a step: VGG11 at 32 x 32 takes a fifth of it, at 224 x
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("float32", "bfloat16")
+Selection = tuple[Split, np.ndarray | None]  # images by their indices in a split, or a split whole
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,14 @@ class Run:
 
 @dataclass(frozen=True)
 class DeviceData:
-    """A data set on the devices, as uint8: each has a part of the images and all labels."""
+    """A data set on the devices, as uint8: each has a part of the images and all labels.
 
-    train: Split
-    validation: Split
-    test: Split
+    Splits that stay on disk come to the devices a batch at a time.
+    """
+
+    train: AnySplit
+    validation: AnySplit
+    test: AnySplit
 
     @classmethod
     def of(cls, dataset: Dataset, mesh: Mesh) -> "DeviceData":
@@ -111,8 +116,10 @@ class DeviceData:
         return cls(*(on_devices(split, mesh) for split in (dataset.train, dataset.validation, dataset.test)))
 
 
-def on_devices(split: Split, mesh: Mesh) -> Split:
-    """A split for `Trainer.step` and `Trainer.evaluate`; its images may be followed by zeros, its labels are not."""
+def on_devices(split: AnySplit, mesh: Mesh) -> AnySplit:
+    """A split for `train` and `Trainer.evaluate`; its images may be followed by zeros, its labels are not."""
+    if isinstance(split, StoredSplit):
+        return split
     return Split(devices.spread(split.images, mesh), devices.replicate(split.labels, mesh))
 
 
@@ -133,8 +140,7 @@ class Trainer:
         )
         self._compiled: Callable[..., TrainState] | None = None
         self._whole, self._divided = devices.whole(self.mesh), devices.divided(self.mesh)
-        split = Split(self._divided, self._whole)
-        placed = {"in_shardings": (self._whole, split, self._whole, self._whole), "out_shardings": self._whole}
+        placed = {"in_shardings": (self._whole, None, self._whole, self._whole), "out_shardings": self._whole}
         self._batch_sums = jax.jit(self._evaluate_batch, **placed)
 
     def start(self, variables: Variables) -> TrainState:
@@ -146,8 +152,39 @@ class Trainer:
         )
         return devices.replicate(state, self.mesh)
 
-    def step(self, state: TrainState, split: Split, indices: np.ndarray, learning_rate: float, seed: int) -> TrainState:
+    def batches(self, split: AnySplit, indices: np.ndarray, seed: int, done: int) -> Iterator[Selection]:
+        """The mini-batches of a run from a step on, for `step`: the same ones wherever the images are.
+
+        Args:
+          split: on the devices, or on disk; then each process reads its part of every batch, ahead of time.
+          indices: which of its images to use.
+          seed: of the order.
+          done: steps that the run has behind it.
+        """
+        size, steps = self.settings.batch_size, self.settings.steps
+        if isinstance(split, Split):
+            yield from ((split, batch_indices(indices, size, step, seed)) for step in range(done, steps))
+            return
+        mine = {"part": jax.process_index(), "parts": jax.process_count()}
+        with contextlib.closing(stored_batches(split, indices, size, seed, steps=steps, start=done, **mine)) as read:
+            for batch in read:
+                yield self._divide(batch), None
+
+    def _divide(self, batch: Split) -> Split:
+        """This process's part of a batch, onto its devices."""
+        return Split(*devices.divide(tuple(batch), self.mesh))
+
+    def step(
+        self, state: TrainState, split: Split, indices: np.ndarray | None, learning_rate: float, seed: int
+    ) -> TrainState:
         """One mini-batch; the buffers of `state` are given up. Compiled at the first call, for its shapes.
+
+        Args:
+          state: of the run.
+          split: on the devices.
+          indices: of the mini-batch in the split; None if the split is the mini-batch.
+          learning_rate: peak of the schedule.
+          seed: of augmentation and dropout.
 
         Raises:
           UserError: at the first call, if the step needs more memory than the device has free.
@@ -162,16 +199,20 @@ class Trainer:
                 "lower batch_size",
                 AMPLE_BYTES,
                 donate_argnums=0,
-                in_shardings=(self._whole, Split(self._divided, self._whole), *(3 * [self._whole])),
+                in_shardings=(self._whole, None, *(3 * [self._whole])),  # where a split lies is its own affair
                 out_shardings=self._whole,
             )
         return self._compiled(*arguments)
 
-    def _take(self, split: Split, indices: Array) -> tuple[Array, Array]:
+    def _take(self, split: Split, indices: Array | None) -> tuple[Array, Array]:
         """Images, divided over the devices wherever they lay, and labels."""
+        if indices is None:
+            return jnp.asarray(split.images), jnp.asarray(split.labels)
         return jax.lax.with_sharding_constraint(split.images[indices], self._divided), split.labels[indices]
 
-    def _step(self, state: TrainState, split: Split, indices: Array, learning_rate: Array, seed: Array) -> TrainState:
+    def _step(
+        self, state: TrainState, split: Split, indices: Array | None, learning_rate: Array, seed: Array
+    ) -> TrainState:
         self.traces += 1
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         augment_key, dropout_key = jax.random.split(key)
@@ -215,7 +256,7 @@ class Trainer:
         return 0.5 * (1 + jnp.cos(jnp.pi * step / self.settings.steps))
 
     def _evaluate_batch(
-        self, variables: Variables, split: Split, indices: Array, weights: Array
+        self, variables: Variables, split: Split, indices: Array | None, weights: Array
     ) -> tuple[Array, Array]:
         images, labels = self._take(split, indices)
         logits = self.model.apply(variables, self.pipeline(images), **self._inference)
@@ -223,17 +264,23 @@ class Trainer:
         hits = (logits.argmax(-1) == labels) & jnp.isfinite(losses)  # a network of NaN is right about nothing
         return jnp.sum(jnp.where(weights, losses, 0)), jnp.sum(hits * weights)
 
-    def evaluate(self, variables: Variables, split: Split) -> tuple[float, float]:
-        """Mean loss and accuracy over a split on the devices, without augmentation."""
+    def evaluate(self, variables: Variables, split: AnySplit) -> tuple[float, float]:
+        """Mean loss and accuracy over a split on the devices or on disk, without augmentation."""
         total, size = np.zeros(2), len(split.labels)
         side = self.pipeline.resize
-        pixels = side * side or math.prod(split.images.shape[1:3])
+        pixels = side * side or math.prod(split.shape[:2])
         batch_size = devices.round_up(max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // pixels)), self.mesh.size)
         for start in range(0, size, batch_size):
             indices = np.arange(start, start + batch_size)
-            sums = self._batch_sums(variables, split, np.minimum(indices, size - 1), indices < size)
-            total += np.array(jax.device_get(sums))
+            batch, taken = self._selected(split, np.minimum(indices, size - 1))
+            total += np.array(jax.device_get(self._batch_sums(variables, batch, taken, indices < size)))
         return float(total[0] / size), float(total[1] / size)
+
+    def _selected(self, split: AnySplit, indices: np.ndarray) -> Selection:
+        if isinstance(split, Split):
+            return split, indices
+        mine = np.split(indices, jax.process_count())[jax.process_index()]
+        return self._divide(split.take(mine).load()), None
 
 
 def _optimizer(learning_rate: Any, settings: Settings) -> optax.GradientTransformation:
@@ -273,13 +320,16 @@ def train(
     done = int(run.state.step)
     if not run.history:
         _record(trainer, run, data, 0)
-    while done < steps and not run.diverged:
-        batch = batch_indices(indices, trainer.settings.batch_size, done, seed)
-        run.state = trainer.step(run.state, data.train, batch, learning_rate, seed)
-        done += 1
-        if done in due:
-            _record(trainer, run, data, done)
-        on_step(run, done)
+    with contextlib.closing(trainer.batches(data.train, indices, seed, done)) as batches:
+        while done < steps and not run.diverged:
+            split, chosen = next(batches)
+            if chosen is None:  # it is a batch of its own: with the one in use two are there, and no queue of them
+                jax.block_until_ready(run.state.step)
+            run.state = trainer.step(run.state, split, chosen, learning_rate, seed)
+            done += 1
+            if done in due:
+                _record(trainer, run, data, done)
+            on_step(run, done)
     return run
 
 

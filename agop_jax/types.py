@@ -14,6 +14,7 @@ from typing import Any
 
 from jaxtyping import Array, Float, Int, Key, Shaped
 
+Device = Any  # of JAX, whose own name for it is a variable to type checkers
 Images = Shaped[Array, "n h w c"]
 Kernel = Float[Array, "..."]  # (*spatial, cin / groups, cout), as Flax stores it; Dense: (cin, cout)
 Labels = Int[Array, "n"]
@@ -21,4 +22,17 @@ PRNGKey = Key[Array, ""] | Shaped[Array, "2"]  # new-style typed keys and raw ui
 Scalar = Float[Array, ""]
 Variables = Mapping[str, Any]
 
-__all__ = ["Array", "Float", "Images", "Int", "Kernel", "Key", "Labels", "PRNGKey", "Scalar", "Shaped", "Variables"]
+__all__ = [
+    "Array",
+    "Device",
+    "Float",
+    "Images",
+    "Int",
+    "Kernel",
+    "Key",
+    "Labels",
+    "PRNGKey",
+    "Scalar",
+    "Shaped",
+    "Variables",
+]
