@@ -17,7 +17,7 @@ from agop_jax.errors import UserError
 from agop_jax.feature_matrix import HIGHEST
 from agop_jax.patches import extract_patches, kernel_to_matrix
 from agop_jax.taps import LayerSpec, Record, TappedModel
-from agop_jax.types import Array, Float, Images, Labels, Variables
+from agop_jax.types import Array, Float, Images, Int, Labels, PRNGKey, Variables
 
 Outputs = str | Sequence[int]
 OutputFunction = Callable[[Float[Array, "n classes"], Labels], Float[Array, "n m"]]
@@ -167,10 +167,30 @@ def over_stack(function: Callable, spec: LayerSpec) -> Callable:
     return function
 
 
+def balanced_cotangents(key: PRNGKey, places: Int[Array, "n"], num_outputs: int) -> Float[Array, "n outputs"]:
+    """Random cotangents of +-1 with E[v v^T] = I for each image, which add up to I over many images.
+
+    Rows of a Hadamard matrix, (-1)^(bits that i and j share), in random order and with random signs of its columns. Its
+    order is the power of two from `num_outputs` on. Over so many images the sum of v v^T is exactly a multiple of I, so
+    that what their Jacobians have in common adds no error: near the output that is nearly all. Independent signs
+    would add it in full.
+
+    Args:
+      key: of one pass over all images, the same for each batch.
+      places: of the images in that pass, from 0 on.
+      num_outputs: of the network.
+    """
+    order = 1 << (num_outputs - 1).bit_length()
+    rows_key, signs_key = jax.random.split(key)
+    rows = jax.random.permutation(rows_key, order)[places % order]
+    odd = jax.lax.population_count(rows[:, None] & jnp.arange(num_outputs)) & 1
+    return (1 - 2 * odd) * jax.random.rademacher(signs_key, (num_outputs,), jnp.float32)
+
+
 def probe_variance(
     matrix: Float[Array, "*stack k filters"], passes: Float[Array, "m *groups filters filters"]
 ) -> Array:
-    """Variance of the mean over m random cotangents of W S W^T, summed over all k x k entries (its trace).
+    """Variance of the mean over m independent passes of W S W^T, summed over all k x k entries (its trace).
 
     From the factors: |W D W^T|_F^2 = tr(D K D K) with K = W^T W. NaN for m = 1, which says nothing of its own spread.
     """

@@ -53,7 +53,7 @@ def extract(
       labels: (n,) classes, for 'loss'.
       batch_size: images in one compiled step of a process, divided over its devices; what does not fill them is padded
         and masked.
-      num_probes: random +-1 cotangents an image; two or more for a standard error.
+      num_probes: random +-1 cotangents an image (`agop.balanced_cotangents`); two or more for a standard error.
       key: for 'probe'; `jax.random.key(0)` if not given.
       apply_kwargs: further arguments of the model's call.
       progress: show a bar.
@@ -90,7 +90,7 @@ def extract(
     if method == "gram":
         return _exact(tapped, kernels, output, variables, bar, mesh)
     key = jax.random.key(0) if key is None else key
-    return _probed(tapped, kernels, output, variables, bar, mesh, num_probes, key)
+    return _probed(tapped, kernels, output, variables, bar, mesh, batch_size, num_probes, key)
 
 
 def _on_every_process(batches: Batches) -> Iterator[Batch]:
@@ -233,34 +233,31 @@ def _exact(tapped, kernels, output, variables, batches: Batches, mesh: Mesh) -> 
 
 
 def _probed(
-    tapped, kernels, output, variables, batches: Batches, mesh: Mesh, num_probes: int, key: PRNGKey
+    tapped, kernels, output, variables, batches: Batches, mesh: Mesh, batch_size: int, num_probes: int, key: PRNGKey
 ) -> dict[str, LayerFeatures]:
     if num_probes < 1:
         raise UserError(f"num_probes: wanted 1 or more, got {num_probes}")
 
-    def passes(variables, images, labels, weights, matrices, key):  # closed over, XLA would fold W^T W for minutes
+    def passes(variables, images, labels, weights, first, keys):
         num_outputs = _num_outputs(tapped, output, variables, images, labels)
-        # images first, so that padding the batch for a number of devices changes no sign
-        signs = jax.random.rademacher(key, (len(images), num_probes, num_outputs), jnp.float32)
-        cotangents = jnp.moveaxis(signs, 1, 0) * weights[None, :, None]
-        found = agop.gradient_grams(tapped, output, variables, images, labels, cotangents, keep_passes=True)
-        variances = {path: agop.probe_variance(matrices[path], grams) for path, grams in found.items()}
-        return {path: grams.mean(0) for path, grams in found.items()}, variances
+        places = first + jnp.arange(len(images))
+        signs = jax.vmap(lambda key: agop.balanced_cotangents(key, places, num_outputs))(keys)
+        cotangents = signs * weights[None, :, None]
+        return agop.gradient_grams(tapped, output, variables, images, labels, cotangents, keep_passes=True)
 
     what = f"{num_probes} reverse passes of a batch"
     step = within_memory(passes, what, "lower batch_size or num_probes", **_placed(mesh, 2))
-    matrices = {path: features.matrix for path, features in _finish(tapped, kernels, 0).items()}
-    matrices = devices.replicate(matrices, mesh)
+    keys = devices.replicate(jax.random.split(key, num_probes), mesh)
     total: Any = None
     count = 0
     for index, batch in enumerate(batches):
         arrays = devices.divide(batch, mesh)
-        fresh = devices.replicate(jax.random.fold_in(key, index), mesh)
-        total = _add(total, step(variables, *arrays, matrices, fresh))
+        total = _add(total, step(variables, *arrays, np.int32(index * batch_size * jax.process_count()), keys))
         count += int(batch[-1].sum())
-    total, count = jax.device_get(total), hosts.total(count)
-    grams = {path: gram / count for path, gram in total[0].items()}
-    errors = {path: jnp.sqrt(variance) / count for path, variance in total[1].items()}
+    total, count = jax.tree.map(jnp.asarray, jax.device_get(total)), hosts.total(count)
+    matrices = {path: layer.matrix for path, layer in _finish(tapped, kernels, 0).items()}
+    grams = {path: passes.mean(0) / count for path, passes in total.items()}
+    errors = {path: jnp.sqrt(agop.probe_variance(matrices[path], passes)) / count for path, passes in total.items()}
     return _finish(tapped, kernels, count, gradient_gram=grams, standard_error=errors)
 
 

@@ -158,3 +158,30 @@ def test_padding_has_no_cotangents():
     variables = model.init(jax.random.key(0), images)
     layer = extract(model, variables, images, method="probe", batch_size=2, progress=False)["layers_1"]
     np.testing.assert_allclose(np.diag(layer.gradient_gram), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 5, 8])
+def test_cotangents_of_one_image_are_random_signs(outputs):
+    """E[v v^T] = I at any place: over 4096 keys, each entry within 5 of its standard errors of 1 / 64."""
+    keys = jax.random.split(jax.random.key(0), 4096)
+    found = jax.jit(jax.vmap(lambda key: agop.balanced_cotangents(key, jnp.array([11]), outputs)[0]))(keys)
+    assert set(np.unique(found)) == {-1.0, 1.0}
+    np.testing.assert_allclose(found.T @ found / 4096, np.eye(outputs), atol=5 / 64)
+
+
+@pytest.mark.parametrize(("outputs", "order"), [(1, 1), (2, 2), (5, 8), (8, 8)])
+def test_cotangents_of_many_images_add_up_to_the_identity(outputs, order):
+    found = agop.balanced_cotangents(jax.random.key(1), 3 + jnp.arange(2 * order), outputs)
+    np.testing.assert_array_equal(found.T @ found, 2 * order * np.eye(outputs))
+
+
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_what_all_images_share_adds_no_error(batch_size):
+    """A linear network has one Jacobian: over 8 images, as many as 5 outputs need, the estimate is exact."""
+    model, images = nn.Sequential([nn.Conv(3, (2, 2)), lambda x: x.mean((1, 2)), nn.Dense(5)]), IMAGES.repeat(3, 0)[:8]
+    variables = model.init(jax.random.key(0), images)
+    options = {"batch_size": batch_size, "progress": False}
+    exact = extract(model, variables, images, **options)
+    for path, layer in extract(model, variables, images, method="probe", **options).items():
+        np.testing.assert_allclose(layer.gradient_gram, exact[path].gradient_gram, rtol=1e-4, atol=1e-5)
+        assert float(layer.standard_error) < 1e-4
