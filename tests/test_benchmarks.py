@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import agop_jax
+from agop_jax import agop, taps
 from agop_jax.data import Pipeline, Split
 from agop_jax.errors import UserError
 from agop_jax.layer_features import LayerFeatures
 from agop_jax.train import Settings, Trainer
-from benchmarks import features, limits, networks, run, tables, timing
+from benchmarks import costs, features, limits, networks, run, tables, timing
 from benchmarks.tables import Claim, Row, Table
 from benchmarks.timing import Spread
 from benchmarks.truth import Truth
@@ -216,3 +217,21 @@ def test_distance_from_the_truth_is_that_of_dense_matrices():
     assert errors["Conv_0"] == pytest.approx(np.sqrt(apart**2 - own**2), rel=1e-4)
     spread = np.sqrt(sum(np.linalg.norm(dense(gram) - mean) ** 2 for gram in grams[:2])) / norm
     assert found.spread(80).found["Conv_0"] == pytest.approx(spread, rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "size", "fields"), [("vgg11", 128, {"width": 1 / 8}), ("resnet20", 32, {})])
+def test_operations_are_those_that_xla_counts(name, size, fields):
+    """Forwards and for one cotangent. XLA counts bias, ReLU and pooling too, and leaves out products with padding."""
+    model, variables = networks.create(name, size, **fields)
+    images = jnp.zeros((1, size, size, 3))
+    counted = costs.count(model, size)
+    xla = lambda function: jax.jit(function).lower(variables, images).cost_analysis()["flops"]
+    forward = lambda variables, images: model.apply(variables, images)
+    assert counted.forward == pytest.approx(xla(forward), rel=0.15)
+    tapped = taps.tap(model, variables, images)
+
+    def one_cotangent(variables, images):
+        labels, cotangents = jnp.zeros(1, int), jnp.ones((1, 1, 10))
+        return agop.gradient_grams(tapped, agop.output_function("logits"), variables, images, labels, cotangents)
+
+    assert counted.extraction(1, 1) == pytest.approx(xla(one_cotangent), rel=0.15)

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from agop_jax import models
 from agop_jax.extract import Extractor
 from agop_jax.models.vgg import STAGES
-from benchmarks import networks, pictures, timing
+from benchmarks import costs, networks, pictures, timing
 from benchmarks.run import Options
 from benchmarks.tables import Row, Table, environment
 from benchmarks.timing import Spread, Work, spread
@@ -48,7 +49,7 @@ def run(options: Options) -> Table:
     found = environment()
     base, axes, repeats = (QUICK, QUICK_AXES, 1) if options.quick else (BASE, AXES, REPEATS)
     curves = {name: measure(base, field, values, repeats) for name, (field, values) in axes.items()}
-    fits = {name: (values, [one.median for one in times], slope) for name, (values, times, slope) in curves.items()}
+    fits = {name: (values, [one.median for one in times], slope) for name, (values, times, slope, _) in curves.items()}
     pictures.save_growth(options.out / "growth", fits)
     rows = [
         Row(
@@ -59,28 +60,39 @@ def run(options: Options) -> Table:
                 "s, at the first": times[0],
                 "s, at the last": times[-1],
                 "slope": slope,
+                "slope of the operations": counted,
             },
         )
-        for name, (values, times, slope) in curves.items()
+        for name, (values, times, slope, counted) in curves.items()
     ]
     notes = [
         f"Seconds of `gram` on all layers, one thing changed at a time from {base.images} images of "
         f"{base.size} x {base.size}, {base.outputs} outputs and VGG11 at {base.width:g} of its width, compilation left "
         "out: median and range of interleaved repeats. Slope: of log time against log size, over all points by least "
-        "squares; 1 is proportional. 'convolutions' are VGG11, 13, 16 and 19, whose new layers differ in cost."
+        "squares; 1 is proportional. The operations are counted (`benchmarks/costs.py`). 'convolutions' "
+        "are VGG11, 13, 16 and 19, whose new layers differ in cost."
     ]
-    details = {name: [list(one.values) for one in times] for name, (_, times, _) in curves.items()}
+    details = {name: [list(one.values) for one in times] for name, (_, times, _, _) in curves.items()}
     return Table("growth", "how the time of an extraction grows", rows, notes, found, "growth.png", details)
 
 
-def measure(base: Point, field: str, values: tuple[Any, ...], repeats: int) -> tuple[list[Any], list[Spread], float]:
-    """What grows, seconds at each point, and the slope."""
+def measure(
+    base: Point, field: str, values: tuple[Any, ...], repeats: int
+) -> tuple[list[Any], list[Spread], float, float]:
+    """What grows, seconds at each point, their slope and that of the operations counted."""
     points = [replace(base, **{field: value}) for value in values]
     times = timing.interleave({point: extraction(point) for point in points}, repeats)
     grown = [point.layers if field == "depth" else getattr(point, field) for point in points]
     medians = [np.median(times[point]) for point in points]
-    slope = np.polyfit(np.log(grown), np.log(medians), 1)[0]
-    return grown, [spread(times[point]) for point in points], float(slope)
+    slope = lambda values: float(np.polyfit(np.log(grown), np.log(values), 1)[0])
+    counted = [operations(point) for point in points]
+    return grown, [spread(times[point]) for point in points], slope(medians), slope(counted)
+
+
+def operations(point: Point) -> int:
+    """Of the extraction."""
+    model = models.create(f"vgg{point.depth}", point.outputs, point.width)
+    return costs.count(model, point.size).extraction(point.images, point.outputs)
 
 
 @functools.cache

@@ -1,0 +1,98 @@
+"""What an extraction costs, counted: python -m benchmarks.costs prints the table of docs/scaling.md.
+
+A layer of P positions, patches of k values and c filters takes 2 P k c operations forwards, as many for each cotangent
+that is carried back through it (not through the first layer: the images' gradient is not wanted), and 2 P c^2 for the
+Gram matrix of that cotangent.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from agop_jax import models, taps
+
+GIB = 2**30
+NETWORKS = {"VGG11, hidden head": ("vgg11", {"head": "classic"}), "ResNet-50": ("resnet50", {}), "VGG11": ("vgg11", {})}
+IMAGES, SIZE, OUTPUTS, BATCH = 1000, 224, 1000, 16
+DEVICES = (1, 8, 64)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one image, but for the last.
+
+    Attributes:
+      forward: operations.
+      reverse: operations of one cotangent, its Gram matrices included.
+      activations: bytes of the outputs of all layers in float32, which wait for the reverse passes.
+      grams: bytes of the Gram matrices of all layers: what devices add up after a step, whatever the batch.
+    """
+
+    forward: int
+    reverse: int
+    activations: int
+    grams: int
+
+    def extraction(self, images: int, passes: int) -> int:
+        """Operations."""
+        return images * (self.forward + passes * self.reverse)
+
+
+def count(model: nn.Module, size: int) -> Costs:
+    """From the shapes of a network's layers, without running it. Grouped convolutions have smaller c^2."""
+    image = jnp.zeros((1, size, size, 3))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), image))
+    tapped = taps.tap(model, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables), image)
+    _, records = jax.eval_shape(lambda v: tapped.apply(v, None, image), variables)
+    calls = [(tapped.specs[path].groups, record) for path, found in records.items() for record in found]
+    outputs = [math.prod(record.outputs.shape) for _, record in calls]
+    products = [2 * n * math.prod(record.kernel.shape[:-1]) for n, (_, record) in zip(outputs, calls, strict=True)]
+    widths = [record.kernel.shape[-1] // groups for groups, record in calls]
+    grams = [2 * n * width for n, width in zip(outputs, widths, strict=True)]
+    matrices = sum(groups * width**2 for width, (groups, _) in zip(widths, calls, strict=True))
+    return Costs(sum(products), sum(products[1:]) + sum(grams), 4 * sum(outputs), 4 * matrices)
+
+
+def table() -> list[list[Any]]:
+    """Of ImageNet's size: one row a network and number of devices."""
+    rows = []
+    for name, (model, fields) in NETWORKS.items():
+        costs = count(models.create(model, OUTPUTS, **fields), SIZE)
+        for devices in DEVICES:
+            share, steps = math.ceil(IMAGES / devices), math.ceil(IMAGES / (BATCH * devices))
+            rows.append(
+                [
+                    name,
+                    devices,
+                    f"{costs.extraction(share, 1) / 1e12:.2g}",
+                    f"{costs.extraction(share, OUTPUTS) / 1e12:.3g}",
+                    f"{BATCH * costs.activations / GIB:.2g}",
+                    f"{costs.grams / 2**20:.3g}" if devices > 1 else "0",
+                    steps,
+                ]
+            )
+    return rows
+
+
+def main() -> None:
+    """Prints it as Markdown."""
+    columns = (
+        "network",
+        "devices",
+        "`probe`, 10^12 operations a device",
+        "`gram`, 10^12 operations a device",
+        f"activations of {BATCH} images a device, GiB",
+        "added up over devices in a step, MiB",
+        "steps",
+    )
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
+    for row in table():
+        print(f"| {' | '.join(map(str, row))} |")
+
+
+if __name__ == "__main__":
+    main()
