@@ -15,6 +15,7 @@ from absl import logging
 from tqdm import tqdm
 
 from agop_jax import devices, hosts, models, results, store, trees
+from agop_jax.compilation import GIB, free_bytes
 from agop_jax.data import AnySplit, Dataset, Pipeline, subset
 from agop_jax.errors import UserError
 from agop_jax.extract import extract
@@ -162,6 +163,24 @@ def network_batches(pipeline: Pipeline, split: AnySplit, batch_size: int) -> Ite
     for start in range(0, len(split.labels), batch_size):
         images, labels = split.take(np.arange(start, min(start + batch_size, len(split.labels)))).load()
         yield pipeline(jnp.asarray(images)), labels
+
+
+def require_room(features: Mapping[str, LayerFeatures], layers: str) -> None:
+    """Before anything is drawn: whether the kernels that a regular expression selects can be factorised here.
+
+    LAPACK takes a copy of the k x c matrix, both factors and some 4 c^2 numbers of its own.
+    """
+    free = free_bytes()
+    for path in trees.select(features, layers):
+        kernel = features[path].kernel
+        c = kernel.shape[-1]
+        k = kernel.size // c
+        needed = kernel.dtype.itemsize * (2 * k * c + 5 * min(k, c) ** 2)
+        if needed > free:
+            raise UserError(
+                f"layer {path!r}: factorising its {k} x {c} kernel needs {needed / GIB:.2f} GiB of memory, "
+                f"{free / GIB:.2f} GiB are free: leave it out of config.recipients.layers"
+            )
 
 
 def spectra(features: Mapping[str, LayerFeatures], layers: str) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from agop_jax.donors import (
     feature_images,
     load_donor,
     network_batches,
+    require_room,
     spectra,
     stored_donor,
     untrained_donor,
@@ -49,6 +50,7 @@ def run(config: Any, directory: str | Path) -> str:
         results.atomic_write_text(path / DATA, json.dumps(describe(recipient_data), indent=1))
         donors = make_donors(config, donor_data, path, stages, methods)
         if donors:
+            require_room(donors["trained"].features, config.recipients.layers)
             results.write_rows(path / SPECTRA, spectra(donors["trained"].features, config.recipients.layers))
         if donors and not config.features.source and hosts.is_first():
             with devices.only(jax.local_devices()):

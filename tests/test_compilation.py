@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import agop_jax
-from agop_jax import compilation
+from agop_jax import compilation, donors
 from agop_jax.compilation import compile_within_memory, keep_compiled_code, within_memory
 from agop_jax.errors import UserError
+from agop_jax.layer_features import LayerFeatures
 
 
 def test_needed_bytes_are_those_of_the_outputs_and_of_what_is_between():
@@ -115,3 +116,14 @@ def test_a_cache_folder_that_was_chosen_stays(tmp_path):
     finally:
         jax.config.update("jax_compilation_cache_dir", before[0])
         jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+def test_a_kernel_that_cannot_be_factorised_is_refused_before_it_is(monkeypatch):
+    """72 x 5 in float32: two copies of the kernel and 5 c^2 numbers, 3,380 bytes. Not of the layers left out."""
+    layer = LayerFeatures(jnp.zeros((3, 3, 8, 5)), jnp.eye(5), count=1, path="Conv_0")
+    donors.require_room({"Conv_0": layer}, ".*")
+    monkeypatch.setattr(donors, "free_bytes", lambda: 3379)
+    with pytest.raises(UserError, match=r"layer 'Conv_0': factorising its 72 x 5 kernel needs 0.00 GiB of memory, .*"):
+        donors.require_room({"Conv_0": layer}, ".*")
+    monkeypatch.setattr(donors, "free_bytes", lambda: 3380)
+    donors.require_room({"Conv_0": layer}, ".*")
