@@ -88,7 +88,7 @@ def transplant(
     if found.coupled and donor is None:
         raise UserError(f"init {method!r} needs the donor as a network: initialize(..., donor=Donor(...))")
     model_key, draw_key = jax.random.split(key)
-    variables = dict(model.init(model_key, sample_input, **taps.inference_arguments(type(model).__call__)))
+    variables = _own_variables(model, model_key, sample_input)
     chosen = trees.select(trees.kernels(variables["params"]), layers)
     if not found.layerwise:
         called = list(taps.tap(model, variables, sample_input).specs)
@@ -97,6 +97,22 @@ def transplant(
     recipient = _Recipient(model, variables, draw_key, features or {}, found, images, donor, tuple(chosen), streams)
     explained = {path: value for path in chosen if (value := recipient.draw(path)) is not None}
     return Transplant(recipient.variables, explained)
+
+
+def _own_variables(model: nn.Module, key: PRNGKey, sample_input: Array) -> dict[str, Any]:
+    """By the model's own initialisers; as one compiled step, where piece by piece they are a hundred small ones."""
+    try:
+        hash(model)
+    except TypeError:  # a field that is an array, say
+        return dict(_init(model, key, sample_input))
+    return dict(_compiled_init(model, key, sample_input))
+
+
+def _init(model: nn.Module, key: PRNGKey, sample_input: Array) -> Variables:
+    return model.init(key, sample_input, **taps.inference_arguments(type(model).__call__))
+
+
+_compiled_init = jax.jit(_init, static_argnums=0)
 
 
 @dataclass
