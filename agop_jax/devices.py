@@ -57,7 +57,8 @@ def mesh_for(batch_size: int) -> Mesh:
     used = next(number for number in range(present, 0, -1) if share % number == 0)
     if used < present:
         found = f"{used * len(processes)} of {sum(map(len, processes))} devices"
-        logging.warning("batch_size %d is divided over %s: more with a multiple of their number", batch_size, found)
+        said = "batch_size %d is divided over %s: more with a multiple of their number"
+        logging.log_first_n(logging.WARNING, said, 1, batch_size, found)
     return _mesh([device for devices in processes for device in devices[:used]])
 
 

@@ -106,7 +106,8 @@ class Extractor:
     """`extract` by reverse passes for one network on the same images again and again: compiled once.
 
     Args:
-      model, variables, images, outputs, labels, batch_size, apply_kwargs: as for `extract`; images as one array.
+      model, variables, images, outputs, labels, batch_size, apply_kwargs: as for `extract`; images as one array, of
+        several processes as many batches as each other has.
         `variables` give shapes only, and the features are those of the variables of each call.
     """
 

@@ -106,6 +106,14 @@ def test_one_process_writes(runs):
     assert ["Report:" in output for output, _ in said] == [True, False]
 
 
+def test_options_of_several_processes_come_together(tmp_path):
+    process = start(tmp_path, "--num_processes=2", "--process_id=0")
+    _, errors = process.communicate(timeout=MINUTE)
+    assert process.returncode == 2
+    wanted = "--coordinator, --num_processes and --process_id together, got --num_processes and --process_id"
+    assert errors.splitlines()[-1] == f"agop_jax: wanted {wanted}"
+
+
 def test_a_process_of_no_cluster_is_told_what_to_do(tmp_path):
     process = start(tmp_path, "--distributed")
     _, errors = process.communicate(timeout=MINUTE)
