@@ -9,7 +9,7 @@ import pathlib
 # shared by the workers and by the programs that tests start, which compile the same networks again and again
 COMPILED = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tolerances and times are those of a CPU; set it to test an accelerator
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -19,6 +19,9 @@ install_import_hook("agop_jax", "beartype.beartype")  # before the first import 
 
 import jax
 import pytest
+
+# of the programs that tests start: what they compile runs a few times only
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 def pytest_configure(config):

@@ -38,6 +38,8 @@ def command(workdir: Path) -> list[str]:
         "donor.train.steps": "600",
         "train.steps": "30",
         "save_every": "0.5",
+        "ansatz.draws": "0",
+        "pictures.layers": "Conv_0",
     }
     flags = [f"--config.{name}={value}" for name, value in overrides.items()]
     program = [sys.executable, "-m", "agop_jax.main", "--config=configs/digits.py:quick", f"--workdir={workdir}"]

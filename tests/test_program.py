@@ -88,7 +88,7 @@ def test_second_call_redoes_nothing_and_more_seeds_only_add(finished, tmp_path):
     }  # the date
     assert call(workdir, "--config.recipients.seeds=3").returncode == 0
     assert (workdir / "donor" / "metadata.json").stat().st_mtime_ns == donor
-    assert rows(workdir)[:6] == rows(finished)
+    assert [row for row in rows(workdir) if int(row["seed"]) < 2] == rows(finished)
     assert len(rows(workdir)) == 9
 
 
