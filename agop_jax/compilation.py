@@ -96,5 +96,5 @@ def keep_compiled_code() -> None:
     if not jax.config.jax_compilation_cache_dir:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "agop_jax" / "compiled"))
-    # JAX keeps what took a second or more; hundreds of small steps that take 20 ms each come to more than the large ones
+    # JAX keeps what took a second or more; hundreds of small steps of 20 ms come to more than the few large ones
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
