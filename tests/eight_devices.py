@@ -20,6 +20,13 @@ from agop_jax.results import read_results
 from agop_jax.train import DeviceData, Run, Settings, Trainer, train
 
 STEPS = 50
+FEATURES = (
+    ("gram", 8, "float64"),
+    ("gram", 13, "float64"),
+    ("probe", 13, "float64"),
+    ("patch_jacobian", 13, "float64"),
+    ("gram", 13, "float32"),
+)
 
 
 class Net(nn.Module):
@@ -92,13 +99,12 @@ def main() -> None:
         many = losses(batch_size)
         with devices.only(jax.devices()[:1]):
             found[f"losses {batch_size}"] = difference([many], [losses(batch_size)])
-    for method in ("gram", "probe", "patch_jacobian"):
-        for batch_size, dtype in ((8, "float64"), (13, "float64"), (13, "float32")):
-            with jax.enable_x64(dtype == "float64"):
-                many = features(batch_size, method, dtype)
-                with devices.only(jax.devices()[:1]):
-                    one = features(batch_size, method, dtype)
-            found[f"{method} {batch_size} {dtype}"] = difference(many.values(), one.values())
+    for method, batch_size, dtype in FEATURES:
+        with jax.enable_x64(dtype == "float64"):
+            many = features(batch_size, method, dtype)
+            with devices.only(jax.devices()[:1]):
+                one = features(batch_size, method, dtype)
+        found[f"{method} {batch_size} {dtype}"] = difference(many.values(), one.values())
     found["recipients at once"] = same(recipients(4), recipients(0))
     print(json.dumps(found))
 

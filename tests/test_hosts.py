@@ -22,6 +22,7 @@ OPTIONS = (
     "--config.recipients.inits=('nfm',)",
     "--config.recipients.seeds=1",
     "--config.ansatz.draws=0",
+    "--config.stages=donor,features,recipients",
     "--config.pictures.layers=Conv_0",
 )
 
@@ -103,7 +104,7 @@ def test_one_process_writes(runs):
     one, two, _, _, said = runs
     names = lambda path: {file.relative_to(path) for file in path.rglob("*.csv")}
     assert names(one) == names(two)
-    assert ["Report:" in output for output, _ in said] == [True, False]
+    assert ["Done in" in output for output, _ in said] == [True, False]
 
 
 def test_options_of_several_processes_come_together(tmp_path):
