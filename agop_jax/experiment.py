@@ -59,9 +59,11 @@ def run(config: Any, directory: str | Path) -> str:
             network = any(method.coupled for method in methods)
             donors = {name: d.for_recipients(config.recipients.layers, network) for name, d in donors.items()}
             Sweep(path, config, recipient_data, donors).run()
+        said = f"Done in {path}: {', '.join(stages)}"
         if "report" in stages and hosts.is_first():
-            return report.write_report(path, INITIALIZERS)
-        return f"Done in {path}: {', '.join(stages)}"
+            said = report.write_report(path, INITIALIZERS)
+        hosts.wait("done")  # who leaves first would take the others along
+        return said
 
 
 def check_names(config: Any) -> list[Method]:

@@ -239,16 +239,20 @@ def _probed(
     if num_probes < 1:
         raise UserError(f"num_probes: wanted 1 or more, got {num_probes}")
 
+    implementation = jax.random.key_impl(key)
+
     def passes(variables, images, labels, weights, first, keys):
         num_outputs = _num_outputs(tapped, output, variables, images, labels)
         places = first + jnp.arange(len(images))
-        signs = jax.vmap(lambda key: agop.balanced_cotangents(key, places, num_outputs))(keys)
+        signs = jax.vmap(lambda key: agop.balanced_cotangents(key, places, num_outputs))(
+            jax.random.wrap_key_data(keys, impl=implementation)
+        )
         cotangents = signs * weights[None, :, None]
         return agop.gradient_grams(tapped, output, variables, images, labels, cotangents, keep_passes=True)
 
     what = f"{num_probes} reverse passes of a batch"
     step = within_memory(passes, what, "lower batch_size or num_probes", **_placed(mesh, 2))
-    keys = devices.replicate(jax.random.split(key, num_probes), mesh)
+    keys = np.asarray(jax.random.key_data(jax.random.split(key, num_probes)))  # typed keys cannot be sent to processes
     total: Any = None
     count = 0
     for index, batch in enumerate(batches):

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,10 @@ from agop_jax.errors import UserError
 from agop_jax.train import DeviceData, Run, Trainer, TrainState, train
 
 AGREED_EVERY = 10  # steps after which several processes agree whether to save: all save the same step
+
+
+# recipients may be trained at once, in threads, and the identifiers of Orbax's operations are one counter for them all
+_ORBAX = threading.Lock()
 
 
 class Stopped(Exception):  # noqa: N818
@@ -151,12 +156,17 @@ class _Checkpoints:
     def save(self, run: Run, step: int, *, wait: bool) -> None:
         about = {"history": run.history, "diverged": run.diverged, "seconds": run.seconds}
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(run.state), about=ocp.args.JsonSave(about))
-        self._manager.save(step, args=arguments)
-        if wait:
-            self._manager.wait_until_finished()
+        with _ORBAX:
+            self._manager.save(step, args=arguments)
+            if wait or threading.current_thread() is not threading.main_thread():
+                self._manager.wait_until_finished()
 
     def restore(self, run: Run) -> None:
         """Puts the last whole checkpoint, if there is one, in place of the run's start."""
+        with _ORBAX:
+            self._restore(run)
+
+    def _restore(self, run: Run) -> None:
         if not hosts.exists(self.directory) or (step := self._manager.latest_step()) is None:
             return
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, run.state)
