@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -96,6 +97,11 @@ def spread(array: np.ndarray, over: Mesh) -> jax.Array:
 def replicate(tree: Any, over: Mesh) -> Any:
     """Arrays on every device; of several processes, the first one's arrays."""
     return jax.device_put(hosts.of_first(tree), whole(over))
+
+
+def collect(tree: Any, over: Mesh) -> Any:
+    """Whole arrays of a mesh as arrays of this process alone; of one device they are that already, and not waited for."""
+    return tree if over.size == 1 else jax.tree.map(jnp.asarray, jax.device_get(tree))
 
 
 def round_up(number: int, parts: int) -> int:

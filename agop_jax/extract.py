@@ -140,7 +140,9 @@ class Extractor:
         placed, found = devices.replicate(variables, self._mesh), []
         for batch in self._batches:
             count = int(batch[-1].sum())
-            grams = {path: gram / count for path, gram in jax.device_get(self._step(placed, batch)).items()}
+            grams = {
+                path: gram / count for path, gram in devices.collect(self._step(placed, batch), self._mesh).items()
+            }
             found.append(_finish(self._tapped, kernels, count, gradient_gram=grams))
         return found
 
@@ -228,7 +230,7 @@ def _exact(tapped, kernels, output, variables, batches: Batches, mesh: Mesh) -> 
     for batch in batches:
         total = _add(total, step(variables, batch))
         count += int(batch[-1].sum())
-    total, count = jax.device_get(total), hosts.total(count)
+    total, count = devices.collect(total, mesh), hosts.total(count)
     grams = {path: gram / count for path, gram in total.items()}
     return _finish(tapped, kernels, count, gradient_gram=grams)
 
@@ -259,7 +261,7 @@ def _probed(
         arrays = devices.divide(batch, mesh)
         total = _add(total, step(variables, *arrays, np.int32(index * batch_size * jax.process_count()), keys))
         count += int(batch[-1].sum())
-    total, count = jax.tree.map(jnp.asarray, jax.device_get(total)), hosts.total(count)
+    total, count = devices.collect(total, mesh), hosts.total(count)
     matrices = {path: layer.matrix for path, layer in _finish(tapped, kernels, 0).items()}
     grams = {path: passes.mean(0) / count for path, passes in total.items()}
     errors = {path: jnp.sqrt(agop.probe_variance(matrices[path], passes)) / count for path, passes in total.items()}
@@ -275,7 +277,7 @@ def _by_definition(tapped, kernels, output, variables, batches: Batches, mesh: M
         arrays = devices.divide(batch, mesh)
         total = _add(total, {path: step(variables, *arrays) for path, step in steps.items()})
         count += int(batch[-1].sum())
-    total, count = jax.device_get(total), hosts.total(count)
+    total, count = devices.collect(total, mesh), hosts.total(count)
     agops = {path: matrix / count for path, matrix in total.items()}
     return _finish(tapped, kernels, count, patch_agop=agops)
 
