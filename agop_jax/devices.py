@@ -100,7 +100,7 @@ def replicate(tree: Any, over: Mesh) -> Any:
 
 
 def collect(tree: Any, over: Mesh) -> Any:
-    """Whole arrays of a mesh as arrays of this process alone; of one device they are that already, and not waited for."""
+    """Whole arrays of a mesh as this process's own; of one device they are that already, and not waited for."""
     return tree if over.size == 1 else jax.tree.map(jnp.asarray, jax.device_get(tree))
 
 
