@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import psutil
 
+from agop_jax import hosts
 from agop_jax.errors import UserError
 
 GIB = 2**30
@@ -46,7 +47,7 @@ def compile_within_memory(
       TooLarge: with what is wanted and what is free.
     """
     lowered = jax.jit(function, **jit_options).lower(*arguments)
-    compiled, free = lowered.compile(), free_bytes()
+    compiled, free = lowered.compile(), hosts.least(free_bytes())
     if needed_bytes(compiled) > min(free, ample) and jax.default_backend() == "cpu":
         compiled = lowered.compile(FRUGAL)
     wanted = needed_bytes(compiled)

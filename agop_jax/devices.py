@@ -38,7 +38,7 @@ def only(devices: Sequence[Device]) -> Iterator[None]:
 
 def mesh() -> Mesh:
     """All devices of all processes, or those of `only`."""
-    return _mesh(list(_CHOSEN.get() or jax.devices()))
+    return _mesh([device for process in _by_process() for device in process])
 
 
 def mesh_for(batch_size: int) -> Mesh:
@@ -49,8 +49,7 @@ def mesh_for(batch_size: int) -> Mesh:
     Raises:
       UserError: a batch that cannot be divided over the processes.
     """
-    chosen = _CHOSEN.get()
-    processes = [list(chosen)] if chosen else [jax.local_devices(p) for p in range(jax.process_count())]
+    processes = _by_process()
     share, rest = divmod(batch_size, len(processes))
     if rest or not share:
         raise UserError(f"batch_size: wanted a multiple of the number of processes, {len(processes)}, got {batch_size}")
@@ -61,6 +60,12 @@ def mesh_for(batch_size: int) -> Mesh:
         said = "batch_size %d is divided over %s: more with a multiple of their number"
         logging.log_first_n(logging.WARNING, said, 1, batch_size, found)
     return _mesh([device for devices in processes for device in devices[:used]])
+
+
+def _by_process() -> list[list[Device]]:
+    """Neighbours on the mesh, so that what a process has is one piece."""
+    chosen = _CHOSEN.get()
+    return [list(chosen)] if chosen else [jax.local_devices(process) for process in range(jax.process_count())]
 
 
 def _mesh(devices: list[Device]) -> Mesh:

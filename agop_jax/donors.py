@@ -17,13 +17,14 @@ from tqdm import tqdm
 from agop_jax import devices, hosts, models, results, store, trees
 from agop_jax.compilation import GIB, free_bytes
 from agop_jax.data import AnySplit, Dataset, Pipeline, subset
+from agop_jax.device_data import DeviceData, on_devices
 from agop_jax.errors import UserError
 from agop_jax.extract import extract
 from agop_jax.layer_features import LayerFeatures
 from agop_jax.logs import write_curves
 from agop_jax.pretrained import Pretrained, load_pretrained, save_pretrained
 from agop_jax.resumable import train_resumable
-from agop_jax.train import DeviceData, Run, Settings, Trainer, on_devices
+from agop_jax.train import Run, Settings, Trainer
 from agop_jax.transplant import initialize
 from agop_jax.types import Array, Variables
 from agop_jax.workdir import CHECKPOINTS, DONOR
@@ -138,7 +139,8 @@ def donor_network(config: Any, dataset: Dataset, donor: Pretrained, path: Path) 
         wanted = config.features
         images = feature_images(config, dataset)
         options = {"method": wanted.method, "outputs": wanted.outputs, "batch_size": wanted.batch_size}
-        mine = images.take(np.arange(jax.process_index(), len(images.labels), jax.process_count()))
+        part, parts = hosts.part()
+        mine = images.take(np.arange(part, len(images.labels), parts))
         batches = network_batches(pipeline, mine, wanted.batch_size)
         features = extract(donor.model, donor.variables, batches, **options)
         about = {"model": models.describe(donor.model), "data": dataset.name, "num_images": len(images.labels)}

@@ -241,11 +241,12 @@ def _probed(
     if num_probes < 1:
         raise UserError(f"num_probes: wanted 1 or more, got {num_probes}")
 
-    implementation = jax.random.key_impl(key)
+    implementation, (_, parts) = jax.random.key_impl(key), hosts.part()
 
     def passes(variables, images, labels, weights, first, keys):
         num_outputs = _num_outputs(tapped, output, variables, images, labels)
-        places = first + jnp.arange(len(images))
+        block, row = jnp.divmod(jnp.arange(len(images)), len(images) // parts)  # of a process, padding at its end
+        places = first + block * batch_size + row
         signs = jax.vmap(lambda key: agop.balanced_cotangents(key, places, num_outputs))(
             jax.random.wrap_key_data(keys, impl=implementation)
         )
@@ -259,7 +260,7 @@ def _probed(
     count = 0
     for index, batch in enumerate(batches):
         arrays = devices.divide(batch, mesh)
-        total = _add(total, step(variables, *arrays, np.int32(index * batch_size * jax.process_count()), keys))
+        total = _add(total, step(variables, *arrays, np.int32(index * parts * batch_size), keys))
         count += int(batch[-1].sum())
     total, count = devices.collect(total, mesh), hosts.total(count)
     matrices = {path: layer.matrix for path, layer in _finish(tapped, kernels, 0).items()}

@@ -58,6 +58,11 @@ def several() -> bool:
     return jax.process_count() > 1 and not _ALONE.get()
 
 
+def part() -> tuple[int, int]:
+    """Which of how many parts of the images is this process's."""
+    return (jax.process_index(), jax.process_count()) if several() else (0, 1)
+
+
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Within it this process works for itself, or a thread of it, and waits for no other."""
@@ -84,6 +89,11 @@ def any_of(*flags: bool) -> list[bool]:
 def total(count: int) -> int:
     """The sum over all processes."""
     return int(np.sum(multihost_utils.process_allgather(np.array(count)))) if several() else count
+
+
+def least(number: int | float) -> int | float:
+    """Over all processes, in float32: free memory, by which all have to decide alike."""
+    return float(np.min(multihost_utils.process_allgather(np.float32(number)))) if several() else number
 
 
 def exists(path: Path) -> bool:

@@ -22,13 +22,14 @@ from tqdm import tqdm
 from agop_jax import devices, hosts, models, results, trees
 from agop_jax.coupling import Donor
 from agop_jax.data import Dataset, subset
+from agop_jax.device_data import DeviceData, on_devices
 from agop_jax.donors import DonorNetwork, pipeline_for
 from agop_jax.errors import UserError
 from agop_jax.initializers import get_method
 from agop_jax.logs import write_curves
 from agop_jax.resumable import train_resumable
 from agop_jax.sweep_tables import Cell, SweepTables
-from agop_jax.train import DeviceData, Run, Settings, Trainer, accuracy_at, on_devices
+from agop_jax.train import Run, Settings, Trainer, accuracy_at
 from agop_jax.transplant import Transplant, transplant
 from agop_jax.types import Device, Variables
 from agop_jax.workdir import CHECKPOINTS

@@ -19,8 +19,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from agop_jax import hosts
+from agop_jax.device_data import DeviceData
 from agop_jax.errors import UserError
-from agop_jax.train import DeviceData, Run, Trainer, TrainState, train
+from agop_jax.train import Run, Trainer, TrainState, train
 
 AGREED_EVERY = 10  # steps after which several processes agree whether to save: all save the same step
 
@@ -151,7 +152,13 @@ class _Checkpoints:
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)  # two, so that one is always whole
-        return self._stack.enter_context(ocp.CheckpointManager(self.directory, options=options))
+        manager = ocp.CheckpointManager(self.directory, options=options)
+        self._stack.callback(self._close)
+        return manager
+
+    def _close(self) -> None:
+        with _ORBAX:
+            self._manager.close()
 
     def save(self, run: Run, step: int, *, wait: bool) -> None:
         about = {"history": run.history, "diverged": run.diverged, "seconds": run.seconds}

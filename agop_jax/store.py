@@ -78,7 +78,9 @@ def save_arrays(path: str | os.PathLike, tree: Mapping[str, Any], metadata: Mapp
     }
 
     def write(temporary: Path) -> None:
-        arrays = jax.device_get(tree) if hosts.several() else tree  # one process cannot save what others take part in
+        arrays = (
+            jax.device_get(tree) if jax.process_count() > 1 else tree
+        )  # one process cannot save what others take part in
         with _checkpointer() as checkpointer:
             checkpointer.save(temporary / ARRAYS, arrays)
         (temporary / METADATA).write_text(_sealed({**described, "files": _checksums(temporary)}))
@@ -147,7 +149,8 @@ def _checkpointer() -> ocp.StandardCheckpointer:
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
     )
-    return ocp.StandardCheckpointer(multiprocessing_options=alone) if hosts.several() else ocp.StandardCheckpointer()
+    several = jax.process_count() > 1
+    return ocp.StandardCheckpointer(multiprocessing_options=alone) if several else ocp.StandardCheckpointer()
 
 
 def _absolute(path: str | os.PathLike) -> Path:

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jax.sharding import Mesh
 
-from agop_jax import devices
+from agop_jax import devices, hosts
 from agop_jax.compilation import compile_within_memory
-from agop_jax.data import AnySplit, Dataset, Pipeline, Split, StoredSplit, batch_indices, stored_batches
+from agop_jax.data import AnySplit, Pipeline, Split, batch_indices, stored_batches
+from agop_jax.device_data import DeviceData
 from agop_jax.errors import UserError, unknown_name
 from agop_jax.taps import inference_arguments
 from agop_jax.types import Array, Variables
@@ -99,30 +99,6 @@ class Run:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class DeviceData:
-    """A data set on the devices, as uint8: each has a part of the images and all labels.
-
-    Splits that stay on disk come to the devices a batch at a time.
-    """
-
-    train: AnySplit
-    validation: AnySplit
-    test: AnySplit
-
-    @classmethod
-    def of(cls, dataset: Dataset, mesh: Mesh) -> "DeviceData":
-        """Copies the three splits once, to the devices of a `Trainer.mesh`."""
-        return cls(*(on_devices(split, mesh) for split in (dataset.train, dataset.validation, dataset.test)))
-
-
-def on_devices(split: AnySplit, mesh: Mesh) -> AnySplit:
-    """A split for `train` and `Trainer.evaluate`; its images may be followed by zeros, its labels are not."""
-    if isinstance(split, StoredSplit):
-        return split
-    return Split(devices.spread(split.images, mesh), devices.replicate(split.labels, mesh))
-
-
 class Trainer:
     """Compiled steps for one network, pipeline and settings.
 
@@ -165,8 +141,9 @@ class Trainer:
         if isinstance(split, Split):
             yield from ((split, batch_indices(indices, size, step, seed)) for step in range(done, steps))
             return
-        mine = {"part": jax.process_index(), "parts": jax.process_count()}
-        with contextlib.closing(stored_batches(split, indices, size, seed, steps=steps, start=done, **mine)) as read:
+        part, parts = hosts.part()
+        stored = stored_batches(split, indices, size, seed, steps=steps, start=done, part=part, parts=parts)
+        with contextlib.closing(stored) as read:
             for batch in read:
                 yield self._divide(batch), None
 
@@ -279,8 +256,8 @@ class Trainer:
     def _selected(self, split: AnySplit, indices: np.ndarray) -> Selection:
         if isinstance(split, Split):
             return split, indices
-        mine = np.split(indices, jax.process_count())[jax.process_index()]
-        return self._divide(split.take(mine).load()), None
+        part, parts = hosts.part()
+        return self._divide(split.take(np.split(indices, parts)[part]).load()), None
 
 
 def _optimizer(learning_rate: Any, settings: Settings) -> optax.GradientTransformation:

@@ -19,7 +19,8 @@ import numpy as np
 import agop_jax
 from agop_jax import models, pictures, results
 from agop_jax.data import Pipeline, load, subset
-from agop_jax.train import DeviceData, Run, Settings, Trainer, train
+from agop_jax.device_data import DeviceData
+from agop_jax.train import Run, Settings, Trainer, train
 
 
 def main(name: str, data: str, steps: str, rate: str, out: str, width: str = "1") -> None:

@@ -15,9 +15,10 @@ import numpy as np
 from agop_jax import devices, donors, extract
 from agop_jax.data import Dataset, Pipeline, Split, load
 from agop_jax.defaults import experiment_config
+from agop_jax.device_data import DeviceData
 from agop_jax.recipients import Sweep
 from agop_jax.results import read_results
-from agop_jax.train import DeviceData, Run, Settings, Trainer, train
+from agop_jax.train import Run, Settings, Trainer, train
 
 STEPS = 50
 FEATURES = (
@@ -70,6 +71,7 @@ def recipients(number: int) -> list[dict]:
     config = experiment_config()
     config.model.features = (4, 6)
     config.features.num_images, config.train.steps = 32, 6
+    config.save_every = 0.0  # after each step, so that recipients at once save at once
     config.recipients.update(inits=("nfm", "default", "lsuv"), seeds=2, learning_rates=(0.05, 0.1), devices=number)
     with tempfile.TemporaryDirectory() as folder:
         dataset = load("digits", validation=0.2)

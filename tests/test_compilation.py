@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import agop_jax
-from agop_jax import compilation, donors
+from agop_jax import compilation, device_data, devices, donors
 from agop_jax.compilation import compile_within_memory, keep_compiled_code, within_memory
+from agop_jax.data import Split
 from agop_jax.errors import UserError
 from agop_jax.layer_features import LayerFeatures
 
@@ -127,3 +128,13 @@ def test_a_kernel_that_cannot_be_factorised_is_refused_before_it_is(monkeypatch)
         donors.require_room({"Conv_0": layer}, ".*")
     monkeypatch.setattr(donors, "free_bytes", lambda: 3380)
     donors.require_room({"Conv_0": layer}, ".*")
+
+
+def test_images_that_do_not_fit_the_device_are_refused_before_they_are_copied(monkeypatch):
+    """6 images of 4 x 4 x 3 bytes: 288."""
+    split = Split(np.zeros((6, 4, 4, 3), np.uint8), np.zeros(6, np.int32))
+    monkeypatch.setattr(device_data, "free_bytes", lambda: 287)
+    with pytest.raises(UserError, match=r"GiB are free: lower config.data.memory, so that they stay on disk"):
+        device_data.on_devices(split, devices.mesh())
+    monkeypatch.setattr(device_data, "free_bytes", lambda: 288)
+    np.testing.assert_array_equal(device_data.on_devices(split, devices.mesh()).images[:6], split.images)

@@ -22,8 +22,9 @@ import pytest
 
 from agop_jax import models, store
 from agop_jax.data import Pipeline, load, subset
+from agop_jax.device_data import DeviceData
 from agop_jax.resumable import Stopped, stoppable, train_resumable
-from agop_jax.train import DeviceData, Settings, Trainer
+from agop_jax.train import Settings, Trainer
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("AGOP_JAX_KILLS", "2"))

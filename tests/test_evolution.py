@@ -7,10 +7,11 @@ import pytest
 
 from agop_jax import extract, feature_figures, models
 from agop_jax.data import Pipeline, load, subset
+from agop_jax.device_data import DeviceData
 from agop_jax.errors import UserError
 from agop_jax.evolution import FeatureEvolution, effective_rank
 from agop_jax.feature_matrix import FeatureMatrix
-from agop_jax.train import DeviceData, Run, Settings, Trainer, train
+from agop_jax.train import Run, Settings, Trainer, train
 
 
 @pytest.fixture(scope="module")

@@ -33,11 +33,14 @@ def start(workdir: pathlib.Path, *options: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def start_pair(workdir: pathlib.Path) -> list[subprocess.Popen]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    joined = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2")
+        return free.getsockname()[1]
+
+
+def start_pair(workdir: pathlib.Path) -> list[subprocess.Popen]:
+    joined = (f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2")
     return [start(workdir, *joined, f"--process_id={i}") for i in range(2)]
 
 
@@ -105,6 +108,39 @@ def test_one_process_writes(runs):
     names = lambda path: {file.relative_to(path) for file in path.rglob("*.csv")}
     assert names(one) == names(two)
     assert ["Done in" in output for output, _ in said] == [True, False]
+
+
+EXTRACT = """
+import sys
+from agop_jax import devices, extract, hosts
+process = int(sys.argv[2])
+hosts.initialize(sys.argv[1], 2, process)
+import flax.linen as nn, jax, numpy as np
+network = nn.Sequential([nn.Conv(3, (2, 2)), lambda x: x.mean((1, 2)), nn.Dense(5)])
+images = np.random.default_rng(0).normal(size=(8, 3, 3, 4)).astype(np.float32)
+variables = network.init(jax.random.key(0), images)
+mine = images[:5] if process == 0 else images[5:]  # 5 and 3, in batches of 2: three and two
+found = {method: extract(network, variables, mine, method=method, batch_size=2) for method in ("gram", "probe")}
+with devices.only(jax.local_devices()):
+    alone = extract(network, variables, images, progress=False)
+for method, features in found.items():
+    for path, layer in features.items():
+        assert layer.count == 8, layer.count
+        error = np.linalg.norm(layer.agop.dense() - alone[path].agop.dense())
+        size = np.linalg.norm(alone[path].agop.dense())
+        limit = 1e-5 * size if method == "gram" else 4 * float(layer.standard_error) + 1e-5 * size
+        assert error <= limit, (method, path, error, limit)
+hosts.wait("end")
+"""
+
+
+def test_features_of_two_processes_with_images_of_their_own():
+    """Unequal numbers, and batches: `gram` is exact, `probe` within four of its standard errors."""
+    command = [sys.executable, "-c", EXTRACT, f"127.0.0.1:{free_port()}"]
+    pair = [subprocess.Popen([*command, str(i)], stderr=subprocess.PIPE, text=True) for i in range(2)]
+    for process in pair:
+        _, errors = process.communicate(timeout=2 * MINUTE)
+        assert process.returncode == 0, errors[-2000:]
 
 
 def test_options_of_several_processes_come_together(tmp_path):

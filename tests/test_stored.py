@@ -17,11 +17,12 @@ import pytest
 from PIL import Image
 
 from agop_jax.data import Pipeline, Split, StoredSplit, batch_indices, folder, load, sources, stored, stored_batches
+from agop_jax.device_data import DeviceData
 from agop_jax.donors import network_batches
 from agop_jax.errors import UserError
 from agop_jax.experiment import describe
 from agop_jax.resumable import Stopped, stoppable, train_resumable
-from agop_jax.train import DeviceData, Run, Settings, Trainer, train
+from agop_jax.train import Run, Settings, Trainer, train
 
 pytest.importorskip("grain", reason="needs the extra 'stream'")
 SHAPE = (6, 8, 3)
@@ -300,7 +301,8 @@ import jax
 import jax.numpy as jnp
 from agop_jax.data import Pipeline, StoredSplit, load, subset
 import agop_jax.train
-from agop_jax.train import DeviceData, Run, Settings, Trainer, train
+from agop_jax.device_data import DeviceData
+from agop_jax.train import Run, Settings, Trainer, train
 
 class Tiny(nn.Module):
     @nn.compact

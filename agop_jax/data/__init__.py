@@ -2,7 +2,7 @@
 
 from agop_jax.data.pipeline import Pipeline, batch_indices, subset
 from agop_jax.data.sources import SOURCES, Dataset, load, measured
-from agop_jax.data.splits import AnySplit, Split, StoredSplit
+from agop_jax.data.splits import AnySplit, Split, StoredSplit, decoded_bytes
 from agop_jax.data.stored import stored_batches
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Split",
     "StoredSplit",
     "batch_indices",
+    "decoded_bytes",
     "load",
     "measured",
     "stored_batches",

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from agop_jax import hosts
 from agop_jax.data import prepared
 from agop_jax.data.folder import read_folder
 from agop_jax.data.splits import (
@@ -26,6 +27,7 @@ from agop_jax.errors import UserError, unknown_name
 # what NumPy raises for a file that is none of its own, of arrays of objects, cut short or changed
 UNREADABLE = (ValueError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 SAMPLE = 10_000  # images of a streamed training split that mean and std are taken of
+GIB = 2**30
 AT_ONCE = 2**23  # bytes of images that are summed up in one go
 
 
@@ -80,7 +82,7 @@ def load(name: str, *, validation: float = 0.1, seed: int = 0, size: int = 0, me
         raise UserError(f"validation: wanted a fraction between 0 and 1, got {validation}")
     if memory < 0:
         raise UserError(f"config.data.memory: wanted GiB, 0 for half of this machine's, got {memory}")
-    limit = int(memory * 2**30) or memory_bytes() // 2
+    limit = int(memory * GIB) or int(hosts.least(memory_bytes() / GIB) * GIB) // 2
     train, test = SOURCES[source](argument, size, limit)
     check_splits(name, train, test)
     classes = int(max(train.labels.max(), test.labels.max())) + 1

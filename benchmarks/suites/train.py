@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from agop_jax.data import Pipeline, Split, batch_indices
-from agop_jax.train import Settings, Trainer, on_devices
+from agop_jax.device_data import on_devices
+from agop_jax.train import Settings, Trainer
 from benchmarks import limits, networks, timing
 from benchmarks.peers import networks as torch_networks
 from benchmarks.peers import training
