@@ -14,6 +14,7 @@ import psutil
 
 from agop_jax import hosts
 from agop_jax.errors import UserError
+from agop_jax.types import Device
 
 GIB = 2**30
 # XLA on a CPU orders operations so that they can overlap. For memory instead, a training step of VGG11 at 224 x 224
@@ -84,8 +85,11 @@ def needed_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def free_bytes() -> int | float:
-    """Of the default device; infinity where it does not tell."""
-    device = jax.local_devices()[0]
+    """Of the fullest device of this process; infinity where they do not tell."""
+    return min(map(_free_bytes, jax.local_devices()))
+
+
+def _free_bytes(device: Device) -> int | float:
     if device.platform == "cpu":
         return psutil.virtual_memory().available
     statistics = device.memory_stats() or {}

@@ -26,7 +26,7 @@ from agop_jax.extract import METHODS
 from agop_jax.initializers import INITIALIZERS, Method, get_method
 from agop_jax.recipients import Sweep
 from agop_jax.resumable import stoppable
-from agop_jax.workdir import DATA, DONOR, FEATURES, SPECTRA
+from agop_jax.workdir import DONOR, FEATURES, SPECTRA
 
 STAGES = ("donor", "features", "recipients", "report")
 
@@ -42,12 +42,13 @@ def run(config: Any, directory: str | Path) -> str:
       The table of results as text; of a call without the stage 'report', what it left in the directory.
     """
     path = Path(directory).expanduser().absolute()
+    hosts.require_same("configs", json.dumps(config.to_dict()), "give all the same --config and overrides")
     methods, stages = check_names(config), check_stages(config.stages)
     recipient_data = load_data(config, config.data.name)
     donor_data = donor_dataset(config, recipient_data)
     with workdir.locked(path), stoppable():
         workdir.claim(path, config.to_dict())
-        results.atomic_write_text(path / DATA, json.dumps(describe(recipient_data), indent=1))
+        workdir.keep_data(path, describe(recipient_data))
         donors = make_donors(config, donor_data, path, stages, methods)
         if donors:
             require_room(donors["trained"].features, config.recipients.layers)

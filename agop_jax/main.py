@@ -1,11 +1,9 @@
 """The program: python -m agop_jax.main --config=configs/digits.py --workdir=DIR [--config.field=value ...]."""
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -69,25 +67,18 @@ def run() -> None:
         _end(str(error), 2)
     except Stopped as stopped:
         _end(str(stopped), stopped.exit_status)
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:
         if not hosts.several():
             raise
-        _end(
-            f"process {jax.process_index()} of {jax.process_count()} failed: another has ended, or the network between "
-            f"them ({' '.join(str(error).split())[:300]}): the same commands continue from the last checkpoint",
-            1,
-        )
-    except Exception:
-        if not hosts.several():
-            raise
-        traceback.print_exc()
-        _end(f"process {jax.process_index()} of {jax.process_count()} failed", 1)
+        if not hosts.lost_another(error):
+            traceback.print_exc()
+        _end(hosts.describe_failure(error), 1)
 
 
 def _end(line: str, status: int) -> None:
     print(f"agop_jax: {line}", file=sys.stderr, flush=True)
     if hosts.several():
-        os._exit(status)  # an orderly exit would wait for the others, and they for this one
+        hosts.leave(status)
     sys.exit(status)
 
 

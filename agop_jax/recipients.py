@@ -8,6 +8,7 @@ import contextlib
 import io
 import math
 import queue
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -27,12 +28,16 @@ from agop_jax.donors import DonorNetwork, pipeline_for
 from agop_jax.errors import UserError
 from agop_jax.initializers import get_method
 from agop_jax.logs import write_curves
-from agop_jax.resumable import train_resumable
+from agop_jax.resumable import Stopped, train_resumable
 from agop_jax.sweep_tables import Cell, SweepTables
 from agop_jax.train import Run, Settings, Trainer, accuracy_at
 from agop_jax.transplant import Transplant, transplant
 from agop_jax.types import Device, Variables
 from agop_jax.workdir import CHECKPOINTS
+
+
+class _Halted(Exception):  # noqa: N818
+    """This thread ends because another failed, whose error is the one to tell."""
 
 
 @dataclass
@@ -76,6 +81,7 @@ class Sweep:
     donors: Mapping[str, DonorNetwork]
 
     def __post_init__(self) -> None:
+        self.halted = threading.Event()  # by an error in one of several threads
         self.tables = SweepTables(self.workdir, self.cells)
         self.places = [self._place(group) for group in self._groups()]
         self._check()
@@ -156,7 +162,10 @@ class Sweep:
                 self._run_at_once(todo, bar)
 
     def _run_at_once(self, todo: list[Cell], bar: tqdm) -> None:
-        """A thread for each place takes the next init as soon as it is free. JAX computes outside Python's lock."""
+        """A thread for each place takes the next init as soon as it is free. JAX computes outside Python's lock.
+
+        What goes wrong in one ends all, after the step that they are at: their checkpoints are what a next run finds.
+        """
         free: queue.SimpleQueue[Place] = queue.SimpleQueue()
         for place in self.places:
             free.put(place)
@@ -166,14 +175,20 @@ class Sweep:
             try:
                 with devices.only(place.devices):
                     self._complete(cell, place, bar)
+            except Stopped:  # which all hear of by themselves, and save
+                raise
+            except BaseException:
+                self.halted.set()
+                raise
             finally:
                 free.put(place)
 
         with ThreadPoolExecutor(len(self.places)) as pool:
             try:
                 for done in as_completed([pool.submit(complete, cell) for cell in todo]):
-                    done.result()
-            except BaseException:  # Stopped, too: what is being trained ends first, and is saved
+                    if not isinstance(done.exception(), _Halted):
+                        done.result()
+            except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
@@ -217,6 +232,8 @@ class Sweep:
             nonlocal shown
             bar.update(step - shown)
             shown = step
+            if self.halted.is_set():
+                raise _Halted
             if run.history[-1]["step"] == step:
                 bar.set_postfix(_postfix(cell, rate, seed, run, step * trainer.settings.batch_size / run.seconds))
 

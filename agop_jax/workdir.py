@@ -8,15 +8,17 @@ import platform
 import shutil
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from agop_jax import hosts
 from agop_jax.errors import UserError
-from agop_jax.results import atomic_write_text, read_text
+from agop_jax.results import atomic_write_text, read_json, read_text
 
 CONFIG, DATA, ENVIRONMENT, LOCK = "config.json", "data.json", "environment.json", ".lock"
 DONOR, FEATURES, CHECKPOINTS = "donor", "features", "checkpoints"
@@ -41,21 +43,29 @@ EXTENDABLE = (
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Holds the directory for this program; the system lets go of it however the process ends."""
-    if not hosts.is_first():
-        hosts.wait("workdir locked")
+    with contextlib.ExitStack() as stack:
+        hosts.by_first(lambda: _lock(workdir, stack))
+        found = (workdir / LOCK).read_text() if (workdir / LOCK).exists() else "none"
+        hosts.require_same(
+            f"directories at {str(workdir)!r}", found, "choose a workdir on a file system that all of them share"
+        )
         yield
-        return
+
+
+def _lock(workdir: Path, stack: contextlib.ExitStack) -> None:
+    """Takes the lock; what it holds tells the other processes that theirs is the same directory."""
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{str(workdir)!r} is in use by another process: wait for it or choose another workdir"
-            ) from None
-        _remove_unfinished(workdir)
-        hosts.wait("workdir locked")
-        yield
+    file = stack.enter_context((workdir / LOCK).open("a"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{str(workdir)!r} is in use by another process: wait for it or choose another workdir"
+        ) from None
+    file.truncate(0)
+    file.write(uuid.uuid4().hex)
+    file.flush()
+    _remove_unfinished(workdir)
 
 
 def _remove_unfinished(workdir: Path) -> None:
@@ -67,10 +77,8 @@ def _remove_unfinished(workdir: Path) -> None:
 
 
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Writes the config, or compares it with the one whose results are there already; see `hosts` for several."""
-    if hosts.is_first():
-        _claim(workdir, config)
-    hosts.wait("workdir claimed")
+    """Writes the config, or compares it with the one whose results are there already."""
+    hosts.by_first(lambda: _claim(workdir, config))
 
 
 def _claim(workdir: Path, config: Mapping[str, Any]) -> None:
@@ -90,6 +98,32 @@ def _claim(workdir: Path, config: Mapping[str, Any]) -> None:
             shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)  # of unfinished runs of the other config
     atomic_write_text(path, json.dumps(config, indent=1))
     atomic_write_text(workdir / ENVIRONMENT, json.dumps(environment(), indent=1))
+
+
+def keep_data(workdir: Path, about: Mapping[str, Any]) -> None:
+    """Writes what is known of the data, or compares it with what the results that are there were computed from."""
+    hosts.by_first(lambda: _keep_data(workdir, about))
+
+
+def _keep_data(workdir: Path, about: Mapping[str, Any]) -> None:
+    path = workdir / DATA
+    if path.exists() and any((workdir / file).exists() for file in (DONOR, FEATURES, RESULTS, RATES)):
+        before = read_json(path)
+        changed = [name for name in about if name != "streamed" and not _alike(before.get(name), about[name])]
+        if changed:
+            what = ", ".join(f"{name} (was {before.get(name)}, now {about[name]})" for name in changed)
+            raise UserError(
+                f"{str(workdir)!r} holds results from other data: {what}: restore the data and config.data.memory, or "
+                "choose another workdir"
+            )
+    atomic_write_text(path, json.dumps(about, indent=1))
+
+
+def _alike(before: Any, now: Any) -> bool:
+    """Constants of a data set may differ in their last digits between machines."""
+    if isinstance(now, list):
+        return before is not None and len(before) == len(now) and bool(np.allclose(before, now, rtol=1e-6))
+    return before == now
 
 
 def _has_results(workdir: Path, name: str) -> bool:

@@ -3,9 +3,13 @@
 Prints one line of JSON: the largest relative difference of each comparison between eight devices and one.
 """
 
+import itertools
 import json
+import os
 import pathlib
+import signal
 import tempfile
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -16,8 +20,11 @@ from agop_jax import devices, donors, extract
 from agop_jax.data import Dataset, Pipeline, Split, load
 from agop_jax.defaults import experiment_config
 from agop_jax.device_data import DeviceData
-from agop_jax.recipients import Sweep
+from agop_jax.errors import UserError
+from agop_jax.recipients import Sweep, Trained
 from agop_jax.results import read_results
+from agop_jax.resumable import Stopped, stoppable
+from agop_jax.sweep_tables import Cell
 from agop_jax.train import Run, Settings, Trainer, train
 
 STEPS = 50
@@ -66,21 +73,67 @@ def features(batch_size: int, method: str, dtype: str) -> dict[str, np.ndarray]:
     return {path: np.asarray(value) for path, value in {**values, **errors}.items()}
 
 
-def recipients(number: int) -> list[dict]:
-    """The rows of a sweep whose recipients have so many devices each; 0: all."""
+def sweeps(path: pathlib.Path, number: int, **changes) -> Callable[[], Sweep]:
+    """Makes a sweep in this directory, whose recipients have so many devices each; 0: all."""
     config = experiment_config()
     config.model.features = (4, 6)
     config.features.num_images, config.train.steps = 32, 6
     config.save_every = 0.0  # after each step, so that recipients at once save at once
     config.recipients.update(inits=("nfm", "default", "lsuv"), seeds=2, learning_rates=(0.05, 0.1), devices=number)
-    with tempfile.TemporaryDirectory() as folder:
-        dataset = load("digits", validation=0.2)
-        path = pathlib.Path(folder)
-        donor = donors.donor_network(config, dataset, donors.untrained_donor(config, dataset), path / "features")
-        sweep = Sweep(path, config, dataset, {"trained": donor})
+    config.update_from_flattened_dict(changes)
+    dataset = load("digits", validation=0.2)
+    donor = donors.donor_network(config, dataset, donors.untrained_donor(config, dataset), path / "features")
+    return lambda: Sweep(path, config, dataset, {"trained": donor})
+
+
+def recipients(path: pathlib.Path, number: int) -> list[dict]:
+    """The rows of a sweep."""
+    sweep = sweeps(path, number)()
+    sweep.run()
+    assert [place.trainers[1.0].traces for place in sweep.places] == [1] * len(sweep.places)  # all took part
+    return read_results(path / "results.csv")
+
+
+def stopped_recipients(path: pathlib.Path) -> list[dict]:
+    """The rows of a sweep that is stopped in the middle of a run, and made again."""
+    make = sweeps(path, 4, save_every=1e9)
+    sweep = make()
+    trainer = sweep.places[0].trainers[1.0]
+    step, calls = trainer.step, itertools.count(1)
+
+    def step_and_signal(*args):
+        if next(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args)
+
+    trainer.step = step_and_signal
+    with stoppable():
+        try:
+            sweep.run()
+            raise AssertionError("it was not stopped")
+        except Stopped:
+            assert not sweep.tables.results
+            assert list((path / "checkpoints").glob("*/*"))  # of the stop: no other was due
+    make().run()
+    return read_results(path / "results.csv")
+
+
+def error_at_once(path: pathlib.Path) -> str:
+    """What a sweep says when the second init fails after its first run, while another trains for hours."""
+    sweep = sweeps(path, 4, **{"train.steps": 10**7})()
+    train_one = sweep._train
+
+    def train_or_fail(cell: Cell, *others) -> Trained:
+        if cell.init == "default":
+            raise UserError("broken")
+        return train_one(cell, *others)
+
+    sweep._train = train_or_fail
+    try:
         sweep.run()
-        assert [place.trainers[1.0].traces for place in sweep.places] == [1] * len(sweep.places)  # all took part
-        return read_results(path / "results.csv")
+    except UserError as error:
+        return str(error)
+    return "nothing"
 
 
 def same(rows: list[dict], others: list[dict]) -> bool:
@@ -107,7 +160,12 @@ def main() -> None:
             with devices.only(jax.devices()[:1]):
                 one = features(batch_size, method, dtype)
         found[f"{method} {batch_size} {dtype}"] = difference(many.values(), one.values())
-    found["recipients at once"] = same(recipients(4), recipients(0))
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder)
+        at_once = recipients(path / "at once", 4)
+        found["recipients at once"] = same(at_once, recipients(path / "in turn", 0))
+        found["recipients stopped"] = same(stopped_recipients(path / "stopped"), at_once)
+        found["error at once"] = error_at_once(path / "error")
     print(json.dumps(found))
 
 

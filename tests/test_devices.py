@@ -48,6 +48,16 @@ def test_recipients_that_are_trained_at_once_are_the_same(differences):
     assert differences["recipients at once"]
 
 
+def test_recipients_at_once_that_are_stopped_go_on(differences):
+    """SIGTERM in the middle of a run: all save, and the same sweep made again is whole."""
+    assert differences["recipients stopped"]
+
+
+def test_an_error_in_one_of_several_recipients_ends_them_all(differences):
+    """While another has ten million steps to go."""
+    assert differences["error at once"] == "broken"
+
+
 def test_spread_pads_with_zeros_and_only_behind():
     over = devices.mesh()
     found = devices.spread(np.arange(10).reshape(5, 2), over)
