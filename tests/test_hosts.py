@@ -1,5 +1,6 @@
 """Two processes on one machine, joined by gloo: the program of one, and what happens when one dies."""
 
+import json
 import os
 import pathlib
 import signal
@@ -141,6 +142,62 @@ def test_features_of_two_processes_with_images_of_their_own():
     for process in pair:
         _, errors = process.communicate(timeout=2 * MINUTE)
         assert process.returncode == 0, errors[-2000:]
+
+
+APART = """
+import json, os, signal, sys, time
+from pathlib import Path
+from agop_jax import hosts, workdir
+from agop_jax.errors import UserError
+process = int(sys.argv[2])
+hosts.initialize(sys.argv[1], 2, process)
+said = []
+
+def tell(work):
+    try:
+        work()
+    except UserError as error:
+        said.append(str(error))
+
+def enter(path):
+    with workdir.locked(path):
+        pass
+
+def broken():
+    raise UserError("broken")
+
+tell(lambda: hosts.require_same("configs", "{}", "give all the same"))
+tell(lambda: hosts.require_same("configs", str(process), "give all the same"))
+tell(lambda: enter(Path(sys.argv[3]) / "one"))
+tell(lambda: enter(Path(sys.argv[3]) / str(process)))
+tell(lambda: hosts.by_first(broken))
+print(json.dumps(said), flush=True)
+hosts.wait("end")
+if process == 0:
+    time.sleep(0.5)  # the other is out of the barrier
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(60)
+"""
+
+
+def test_processes_that_are_not_of_one_program_and_the_death_of_the_first(tmp_path):
+    """Other configs, other directories and what the first alone finds are told by all; its death by its survivors."""
+    command = [sys.executable, "-c", APART, f"127.0.0.1:{free_port()}"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pair = [subprocess.Popen([*command, str(i), str(tmp_path)], **options) for i in range(2)]
+    (first, _), (second, errors) = (process.communicate(timeout=MINUTE) for process in pair)
+    wanted = [
+        "the 2 processes have different configs: give all the same",
+        f"the 2 processes have different directories at '{tmp_path / '0'}': choose a workdir on a file system that "
+        "all of them share",
+        "broken",
+    ]
+    assert json.loads(first.splitlines()[-1]) == wanted  # below what gloo prints
+    wanted[1:] = [wanted[1].replace("/0'", "/1'"), "the first process found something wrong, see what it says"]
+    assert json.loads(second.splitlines()[-1]) == wanted
+    assert pair[1].returncode not in (0, None)
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("agop_jax: process 1 of 2 was ended: another has ended before (see what it said)")
 
 
 def test_options_of_several_processes_come_together(tmp_path):

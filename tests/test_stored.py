@@ -216,12 +216,9 @@ def test_a_streamed_run_is_that_in_memory(name):
     assert ends[0] == ends[1]
 
 
-@pytest.mark.parametrize("moment", [2, 6])
-def test_a_streamed_run_that_was_stopped_goes_on_with_what_it_had_not_seen(
-    moment, in_folder, tmp_path_factory, monkeypatch
-):
-    """In the middle of the first epoch and of the second: the batches it asks for, and its end, are those of a whole
-    run."""
+def test_a_streamed_run_that_was_stopped_goes_on_with_what_it_had_not_seen(in_folder, tmp_path_factory, monkeypatch):
+    """In the middle of the first epoch: the batches it asks for, and its end, are those of a whole run."""
+    moment = 2
     asked, take, directory = [], StoredSplit.take, tmp_path_factory.mktemp("stopped") / "run"
     monkeypatch.setattr(StoredSplit, "take", lambda split, rows: asked.append(tuple(rows)) or take(split, rows))
     trainer, state, data = start(load(in_folder, memory=STREAMED))
@@ -240,6 +237,49 @@ def test_a_streamed_run_that_was_stopped_goes_on_with_what_it_had_not_seen(
     assert not {tuple(batch_indices(INDICES, 6, step, 5)) for step in range(moment)} & set(asked)
     whole = train(trainer, Run(start(load(in_folder, memory=STREAMED))[1]), data, INDICES, 0.1, 5)
     assert run.history == whole.history
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from agop_jax.data import StoredSplit, load
+from agop_jax.resumable import train_resumable
+from test_stored import INDICES, STREAMED, start
+
+asked, take = [], StoredSplit.take
+StoredSplit.take = lambda split, rows: (asked.append(rows.tolist()), take(split, rows))[1]
+trainer, state, data = start(load(sys.argv[1], memory=STREAMED))
+asked.clear()
+
+def on_step(run, step):
+    if step == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run = train_resumable(trainer, state, data, INDICES, 0.1, 5, Path(sys.argv[2]), on_step, save_every=0.0)
+print(json.dumps([asked, run.history]))
+"""
+
+
+def test_a_streamed_run_that_was_killed_goes_on_with_what_it_had_not_seen(in_folder, tmp_path_factory):
+    """Kill -9 in the middle of the second epoch, while the state of the step before is being written."""
+    directory = tmp_path_factory.mktemp("killed") / "run"
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    del environment["JAX_DISABLE_MOST_OPTIMIZATIONS"]  # it rounds as this process does, bit for bit
+
+    def run(kill_at: int) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", KILLED, in_folder, str(directory), str(kill_at)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert run(kill_at=7).returncode == -signal.SIGKILL
+    done = max(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+    assert 4 < done < 7  # an epoch has 4 batches
+    again = run(kill_at=0)
+    assert again.returncode == 0, again.stderr[-2000:]
+    asked, history = json.loads(again.stdout)
+    batches = [batch_indices(INDICES, 6, step, 5).tolist() for step in range(11)]
+    assert sorted(rows for rows in asked if len(rows) == 6) == sorted(batches[done:])
+    trainer, state, data = start(load(in_folder, memory=STREAMED))
+    assert history == train(trainer, Run(state), data, INDICES, 0.1, 5).history
 
 
 def test_images_of_features_and_pictures(in_folder):
