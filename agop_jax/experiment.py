@@ -47,8 +47,7 @@ def run(config: Any, directory: str | Path) -> str:
     recipient_data = load_data(config, config.data.name)
     donor_data = donor_dataset(config, recipient_data)
     with workdir.locked(path), stoppable():
-        workdir.claim(path, config.to_dict())
-        workdir.keep_data(path, describe(recipient_data))
+        workdir.claim(path, config.to_dict(), describe(recipient_data))
         donors = make_donors(config, donor_data, path, stages, methods)
         if donors:
             require_room(donors["trained"].features, config.recipients.layers)

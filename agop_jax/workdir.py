@@ -76,47 +76,51 @@ def _remove_unfinished(workdir: Path) -> None:
         file.unlink()
 
 
-def claim(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Writes the config, or compares it with the one whose results are there already."""
-    hosts.by_first(lambda: _claim(workdir, config))
+def claim(workdir: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Writes the config and what is known of the data, or compares them with those whose results are there already."""
+    hosts.by_first(lambda: _claim(workdir, config, data))
 
 
-def _claim(workdir: Path, config: Mapping[str, Any]) -> None:
+def _claim(workdir: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    changed = _changed_config(workdir, config)
+    _check_data(workdir, data)
+    if changed:
+        shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)  # of unfinished runs of the other config
+    for name, content in ((CONFIG, config), (DATA, data), (ENVIRONMENT, environment())):
+        atomic_write_text(workdir / name, json.dumps(content, indent=1))
+
+
+def _changed_config(workdir: Path, config: Mapping[str, Any]) -> list[str]:
+    """The fields on which no result depends yet but a checkpoint may; a `UserError` if there are others."""
     path = workdir / CONFIG
-    if path.exists():
-        try:
-            before = json.loads(read_text(path))
-        except ValueError:
-            raise UserError(f"{str(path)!r} is damaged: restore it, or choose another workdir") from None
-        old, new = _flat(before), _flat(json.loads(json.dumps(config)))
-        changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-        changed = [name for name in changed if name not in EXTENDABLE]
-        if fixed := [name for name in changed if _has_results(workdir, name)]:
-            what = ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in fixed)
-            raise UserError(f"{str(workdir)!r} holds results of another config: {what}: choose another workdir")
-        if changed:
-            shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)  # of unfinished runs of the other config
-    atomic_write_text(path, json.dumps(config, indent=1))
-    atomic_write_text(workdir / ENVIRONMENT, json.dumps(environment(), indent=1))
+    if not path.exists():
+        return []
+    try:
+        before = json.loads(read_text(path))
+    except ValueError:
+        raise UserError(f"{str(path)!r} is damaged: restore it, or choose another workdir") from None
+    old, new = _flat(before), _flat(json.loads(json.dumps(config)))
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    changed = [name for name in changed if name not in EXTENDABLE]
+    if fixed := [name for name in changed if _has_results(workdir, name)]:
+        what = ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in fixed)
+        raise UserError(f"{str(workdir)!r} holds results of another config: {what}: choose another workdir")
+    return changed
 
 
-def keep_data(workdir: Path, about: Mapping[str, Any]) -> None:
-    """Writes what is known of the data, or compares it with what the results that are there were computed from."""
-    hosts.by_first(lambda: _keep_data(workdir, about))
-
-
-def _keep_data(workdir: Path, about: Mapping[str, Any]) -> None:
+def _check_data(workdir: Path, data: Mapping[str, Any]) -> None:
+    """Pictures may have been added to a folder, or be streamed now, with constants from a sample."""
     path = workdir / DATA
-    if path.exists() and any((workdir / file).exists() for file in (DONOR, FEATURES, RESULTS, RATES)):
-        before = read_json(path)
-        changed = [name for name in about if name != "streamed" and not _alike(before.get(name), about[name])]
-        if changed:
-            what = ", ".join(f"{name} (was {before.get(name)}, now {about[name]})" for name in changed)
-            raise UserError(
-                f"{str(workdir)!r} holds results from other data: {what}: restore the data and config.data.memory, or "
-                "choose another workdir"
-            )
-    atomic_write_text(path, json.dumps(about, indent=1))
+    if not path.exists() or not _has_results(workdir, "data"):
+        return
+    before = read_json(path)
+    changed = [name for name in data if name != "streamed" and not _alike(before.get(name), data[name])]
+    if changed:
+        what = ", ".join(f"{name} (was {before.get(name)}, now {data[name]})" for name in changed)
+        raise UserError(
+            f"{str(workdir)!r} holds results from other data: {what}: restore the data and config.data.memory, or "
+            "choose another workdir"
+        )
 
 
 def _alike(before: Any, now: Any) -> bool:

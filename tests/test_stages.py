@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import jax.numpy as jnp
@@ -84,6 +85,27 @@ def test_train_only_from_what_is_stored(extracted, tmp_path, monkeypatch):
         config.recipients.inits = (init,)
         with pytest.raises(UserError, match=f"'{init}' needs the donor as a network, config.features.source has"):
             experiment.run(config, tmp_path / "refused")
+
+
+def test_data_that_changed_under_its_results_are_refused(extracted, tmp_path):
+    """A folder with other pictures, or constants from a sample where all images fitted before; not rounding."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(extracted, workdir)
+    described = json.loads((workdir / "data.json").read_text())
+    rounded = {**described, "mean": [described["mean"][0] * (1 + 1e-9)], "streamed": True}
+    (workdir / "data.json").write_text(json.dumps(rounded))
+    experiment.run(make_config("donor"), workdir)
+    assert json.loads((workdir / "data.json").read_text()) == described
+    (workdir / "data.json").write_text(json.dumps({**described, "measured": 9, "mean": [0.5]}))
+    before = contents(workdir)
+    now = described["mean"]
+    message = (
+        f"holds results from other data: mean (was [0.5], now {now}), measured (was 9, now 1150): restore the data"
+    )
+    with pytest.raises(UserError, match=re.escape(message)):
+        experiment.run(make_config("donor,features"), workdir)
+    changed = {path.name for path, content in contents(workdir).items() if before.get(path) != content}
+    assert changed == {".lock"}
 
 
 @pytest.mark.parametrize(
