@@ -32,6 +32,7 @@ from agop_jax.feature_matrix import HIGHEST, FeatureMatrix
 from agop_jax.initializers import Method
 from agop_jax.layer_features import LayerFeatures
 from agop_jax.sources import carried_filters, mixing
+from agop_jax.thin_svd import thin_svd
 from agop_jax.types import Array, Float, PRNGKey, Variables
 
 RIDGE = 1e-3  # penalty, in units of the mean power of the recipient's channels
@@ -159,7 +160,7 @@ def he_scale(kernel: Array) -> Array:
 
 
 def _random_eigenvectors(key: PRNGKey, factor: Float[Array, "k filters"]) -> Float[Array, "k filters"]:
-    left, singular, right = jnp.linalg.svd(factor, full_matrices=False)
+    left, singular, right = thin_svd(factor)
     random = FeatureMatrix(left, singular).rotate(key).vectors
     return jnp.einsum("kr,r,rc->kc", random, singular, right, precision=HIGHEST)
 

@@ -170,14 +170,15 @@ def network_batches(pipeline: Pipeline, split: AnySplit, batch_size: int) -> Ite
 def require_room(features: Mapping[str, LayerFeatures], layers: str) -> None:
     """Before anything is drawn: whether the kernels that a regular expression selects can be factorised here.
 
-    LAPACK takes a copy of the k x c matrix, both factors and some 4 c^2 numbers of its own.
+    By `thin_svd`: the k x c matrix and its singular vectors in float64, the latter in float32 as well, and some 5 c^2
+    numbers in float64 for the product, its eigenvectors and LAPACK's own use.
     """
     free = free_bytes()
     for path in trees.select(features, layers):
         kernel = features[path].kernel
         c = kernel.shape[-1]
         k = kernel.size // c
-        needed = kernel.dtype.itemsize * (2 * k * c + 5 * min(k, c) ** 2)
+        needed = 8 * (2 * k * c + 5 * min(k, c) ** 2) + kernel.dtype.itemsize * k * c
         if needed > free:
             raise UserError(
                 f"layer {path!r}: factorising its {k} x {c} kernel needs {needed / GIB:.2f} GiB of memory, "

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from agop_jax.thin_svd import thin_svd
 from agop_jax.types import Array, Float, PRNGKey
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -41,7 +42,7 @@ class FeatureMatrix:
     @classmethod
     def from_factor(cls, factor: Float[Array, "*stack k m"]) -> "FeatureMatrix":
         """`factor @ factor.T`. The singular values are squared, so small eigenvalues keep their relative accuracy."""
-        vectors, singular, _ = jnp.linalg.svd(factor, full_matrices=False)
+        vectors, singular, _ = thin_svd(factor)
         return cls(vectors, singular**2)
 
     @classmethod

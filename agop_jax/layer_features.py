@@ -9,6 +9,7 @@ from flax import struct
 from agop_jax.errors import UserError
 from agop_jax.feature_matrix import HIGHEST, FeatureMatrix
 from agop_jax.patches import kernel_to_matrix
+from agop_jax.thin_svd import thin_svd
 from agop_jax.types import Array, Float, Kernel, Scalar
 
 
@@ -79,7 +80,7 @@ class LayerFeatures:
         factor = jnp.einsum("...kc,...cd->...kd", self.matrix, self.gram_root, precision=HIGHEST)
         if matrix == "agop":
             return factor
-        left, singular, right = jnp.linalg.svd(factor, full_matrices=False)
+        left, singular, right = thin_svd(factor)
         return jnp.einsum("...kr,...r,...rc->...kc", left, jnp.sqrt(singular), right, precision=HIGHEST)
 
     @property

@@ -1,0 +1,62 @@
+"""The faster decomposition against the plain one and against float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agop_jax.feature_matrix import FeatureMatrix
+from agop_jax.thin_svd import SMALLEST, svd, svd_by_gram, thin_svd
+
+
+def factor(k, m, seed=0, stack=(), smallest=0.1):
+    """float32 with singular values from 1 down to `smallest`."""
+    random = np.random.default_rng(seed)
+    left, _, right = np.linalg.svd(random.normal(size=(*stack, k, m)), full_matrices=False)
+    return np.float32(left * np.geomspace(1, smallest, min(k, m)) @ right)
+
+
+@pytest.mark.parametrize("stack", [(), (3,), (2, 3)])
+@pytest.mark.parametrize(("k", "m"), [(40, 8), (8, 40), (7, 7), (1, 1), (5, 1), (1, 5)])
+def test_both_decompose_the_factor(k, m, stack):
+    a = factor(k, m, stack=stack)
+    wanted = np.linalg.svd(a.astype(np.float64), compute_uv=False)
+    for decompose in (svd, svd_by_gram, thin_svd):
+        left, singular, right = decompose(jnp.asarray(a))
+        assert {part.dtype for part in (left, singular, right)} == {jnp.dtype("float32")}
+        np.testing.assert_allclose(singular, wanted, rtol=2e-6)
+        np.testing.assert_allclose((left * singular[..., None, :]) @ right, a, atol=2e-6)
+        for vectors in (left, jnp.swapaxes(right, -1, -2)):
+            product = jnp.swapaxes(vectors, -1, -2) @ vectors
+            np.testing.assert_allclose(product, np.broadcast_to(np.eye(min(k, m)), product.shape), atol=2e-6)
+
+
+def test_small_singular_values_are_nearer_than_those_of_float32():
+    """Down to the smallest that it takes, where `svd` itself is within 1e-7 of the largest."""
+    a = factor(60, 20, smallest=2 * SMALLEST)
+    wanted = np.linalg.svd(a.astype(np.float64), compute_uv=False)
+    left, singular, _ = svd_by_gram(jnp.asarray(a))
+    np.testing.assert_allclose(singular, wanted, rtol=1e-6)
+    np.testing.assert_allclose(left.T @ left, np.eye(20), atol=2e-6)
+    assert np.abs(singular / wanted - 1).max() < np.abs(svd(jnp.asarray(a))[1] / wanted - 1).max()
+
+
+@pytest.mark.parametrize("spoil", ["dead filter", "smaller than told", "nan", "inf"])
+def test_what_the_product_does_not_tell_is_left_to_the_plain_one(spoil):
+    a = factor(30, 6, smallest=SMALLEST / 2 if spoil == "smaller than told" else 0.1)
+    if spoil != "smaller than told":
+        a[:, 2] = {"dead filter": 0.0, "nan": np.nan, "inf": np.inf}[spoil]
+    assert svd_by_gram(jnp.asarray(a)) is None
+    np.testing.assert_array_equal(thin_svd(jnp.asarray(a))[1], svd(jnp.asarray(a))[1])
+    if spoil == "dead filter":
+        vectors = FeatureMatrix.from_factor(jnp.asarray(a)).vectors
+        np.testing.assert_allclose(vectors.T @ vectors, np.eye(6), atol=2e-6)
+
+
+def test_only_what_is_known_and_in_float32_goes_the_faster_way(x64, monkeypatch):
+    """Transformations and float64 take the plain definition, and so does what has no entries."""
+    monkeypatch.setattr("agop_jax.thin_svd.svd_by_gram", None)
+    a = jnp.asarray(factor(5, 3))
+    np.testing.assert_allclose(jax.jit(thin_svd)(a)[1], svd(a)[1], rtol=1e-6)
+    np.testing.assert_allclose(thin_svd(a.astype(jnp.float64))[1], svd(a)[1], rtol=1e-6)
+    assert [part.shape for part in thin_svd(jnp.zeros((5, 0), jnp.float32))] == [(5, 0), (0,), (0, 0)]
