@@ -27,12 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from agop_jax import taps
+from agop_jax.decompositions import thin_svd
 from agop_jax.errors import UserError
 from agop_jax.feature_matrix import HIGHEST, FeatureMatrix
 from agop_jax.initializers import Method
 from agop_jax.layer_features import LayerFeatures
 from agop_jax.sources import carried_filters, mixing
-from agop_jax.thin_svd import thin_svd
 from agop_jax.types import Array, Float, PRNGKey, Variables
 
 RIDGE = 1e-3  # penalty, in units of the mean power of the recipient's channels

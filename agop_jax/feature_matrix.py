@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from agop_jax.thin_svd import thin_svd
+from agop_jax.decompositions import symmetric_eigen, thin_svd
 from agop_jax.types import Array, Float, PRNGKey
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -48,8 +48,8 @@ class FeatureMatrix:
     @classmethod
     def from_dense(cls, matrix: Float[Array, "*stack k k"]) -> "FeatureMatrix":
         """From a symmetric k x k matrix; eigenvalues that rounding made negative are clipped to zero."""
-        values, vectors = jnp.linalg.eigh((matrix + jnp.swapaxes(matrix, -1, -2)) / 2)
-        return cls(vectors[..., ::-1], jnp.maximum(values[..., ::-1], 0))
+        values, vectors = symmetric_eigen((matrix + jnp.swapaxes(matrix, -1, -2)) / 2)
+        return cls(vectors, jnp.maximum(values, 0))
 
     @classmethod
     def isotropic(cls, size: int, trace: float | Float[Array, "*stack"], dtype=jnp.float32) -> "FeatureMatrix":

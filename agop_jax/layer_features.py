@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from agop_jax.decompositions import thin_svd
 from agop_jax.errors import UserError
 from agop_jax.feature_matrix import HIGHEST, FeatureMatrix
 from agop_jax.patches import kernel_to_matrix
-from agop_jax.thin_svd import thin_svd
 from agop_jax.types import Array, Float, Kernel, Scalar
 
 

@@ -8,7 +8,7 @@ import agop_jax
 PACKAGE = pathlib.Path(agop_jax.__file__).parent
 LEVELS = [
     {"defaults", "errors", "types"},
-    {"hosts", "thin_svd"},
+    {"decompositions", "hosts"},
     {"batches", "compilation", "devices", "feature_matrix", "patches", "protocols", "results", "statistics", "trees"},
     {"figures", "layer_features", "logs", "summary"},
     {"data", "feature_figures", "models", "sources", "taps"},

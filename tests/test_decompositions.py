@@ -1,12 +1,12 @@
-"""The faster decomposition against the plain one and against float64."""
+"""The faster decompositions against the plain ones and against float64."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from agop_jax.decompositions import SMALLEST, svd, svd_by_gram, symmetric_eigen, thin_svd
 from agop_jax.feature_matrix import FeatureMatrix
-from agop_jax.thin_svd import SMALLEST, svd, svd_by_gram, thin_svd
 
 
 def factor(k, m, seed=0, stack=(), smallest=0.1):
@@ -41,6 +41,21 @@ def test_small_singular_values_are_nearer_than_those_of_float32():
     assert np.abs(singular / wanted - 1).max() < np.abs(svd(jnp.asarray(a))[1] / wanted - 1).max()
 
 
+@pytest.mark.parametrize("stack", [(), (2, 3)])
+def test_eigenvalues_and_vectors(stack):
+    """Descending, of both signs, on the host and traced."""
+    random = np.random.default_rng(0).normal(size=(*stack, 6, 6)).astype(np.float32)
+    matrix = jnp.asarray(random + np.swapaxes(random, -1, -2))
+    wanted = np.linalg.eigvalsh(np.asarray(matrix, np.float64))[..., ::-1]
+    for decompose in (symmetric_eigen, jax.jit(symmetric_eigen)):
+        values, vectors = decompose(matrix)
+        assert (values.dtype, vectors.dtype) == (matrix.dtype, matrix.dtype)
+        np.testing.assert_allclose(values, wanted, atol=1e-5)
+        again = (vectors * values[..., None, :]) @ jnp.swapaxes(vectors, -1, -2)
+        np.testing.assert_allclose(again, matrix, atol=1e-5)
+    assert np.isnan(symmetric_eigen(matrix.at[..., 0, 0].set(jnp.nan))[0]).any()
+
+
 @pytest.mark.parametrize("spoil", ["dead filter", "smaller than told", "nan", "inf"])
 def test_what_the_product_does_not_tell_is_left_to_the_plain_one(spoil):
     a = factor(30, 6, smallest=SMALLEST / 2 if spoil == "smaller than told" else 0.1)
@@ -55,7 +70,7 @@ def test_what_the_product_does_not_tell_is_left_to_the_plain_one(spoil):
 
 def test_only_what_is_known_and_in_float32_goes_the_faster_way(x64, monkeypatch):
     """Transformations and float64 take the plain definition, and so does what has no entries."""
-    monkeypatch.setattr("agop_jax.thin_svd.svd_by_gram", None)
+    monkeypatch.setattr("agop_jax.decompositions.svd_by_gram", None)
     a = jnp.asarray(factor(5, 3))
     np.testing.assert_allclose(jax.jit(thin_svd)(a)[1], svd(a)[1], rtol=1e-6)
     np.testing.assert_allclose(thin_svd(a.astype(jnp.float64))[1], svd(a)[1], rtol=1e-6)

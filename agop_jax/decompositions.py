@@ -1,4 +1,8 @@
-"""The thin singular value decomposition of a layer's factor: as defined, and faster where that is as exact."""
+"""Singular values of a layer's factor and eigenvalues of its matrices: as defined, and faster where that is as exact.
+
+The faster forms work on the host in float64, by numpy alone: XLA's own LAPACK brings a second pool of threads, and the
+two would wait for each other busily.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +15,16 @@ from agop_jax.types import Array, Float
 SMALLEST = 1e-5
 
 Svd = tuple[Float[Array, "*stack k r"], Float[Array, "*stack r"], Float[Array, "*stack r m"]]
+Eigen = tuple[Float[Array, "*stack k"], Float[Array, "*stack k k"]]
 
 
 def thin_svd(factor: Float[Array, "*stack k m"]) -> Svd:
     """U, s, V^T with U diag(s) V^T = factor, s descending and r = min(k, m).
 
-    By an eigenproblem of size r on the host, in half the time, where the factor is in float32, of full rank, and known
-    (not traced by a transformation).
+    By an eigenproblem of size r, in half the time, where the factor is in float32, of full rank, and known (not traced
+    by a transformation).
     """
-    if isinstance(factor, jax.core.Tracer) or factor.dtype != jnp.float32 or not factor.size:
-        return svd(factor)
-    return svd_by_gram(factor) or svd(factor)
+    return (_by_host(factor) and svd_by_gram(factor)) or svd(factor)
 
 
 def svd(factor: Float[Array, "*stack k m"]) -> Svd:
@@ -48,6 +51,20 @@ def svd_by_gram(factor: Float[Array, "*stack k m"]) -> Svd | None:
     left, right = (vectors, _t(others)) if wide else (others, _t(vectors))
     as_given = lambda found: jnp.asarray(found, factor.dtype)
     return as_given(left), as_given(singular), as_given(right)
+
+
+def symmetric_eigen(matrix: Float[Array, "*stack k k"]) -> Eigen:
+    """Eigenvalues, descending, and eigenvectors of a symmetric matrix, in float64 on the host where it is known."""
+    if _by_host(matrix) and np.isfinite(matrix).all():
+        values, vectors = np.linalg.eigh(np.asarray(matrix, np.float64))
+    else:
+        values, vectors = jnp.linalg.eigh(matrix)
+    as_given = lambda found: jnp.asarray(found[..., ::-1], matrix.dtype)
+    return as_given(values), as_given(vectors)
+
+
+def _by_host(array: Array) -> bool:
+    return not isinstance(array, jax.core.Tracer) and array.dtype == jnp.float32 and array.size > 0
 
 
 def _t(matrix: np.ndarray) -> np.ndarray:
