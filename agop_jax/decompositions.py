@@ -1,7 +1,7 @@
 """Singular values of a layer's factor and eigenvalues of its matrices: as defined, and faster where that is as exact.
 
-The faster forms work on the host in float64, by numpy alone: XLA's own LAPACK brings a second pool of threads, and the
-two would wait for each other busily.
+The faster forms work on the host in float64, by numpy alone: XLA's own LAPACK has another pool of threads, and two
+pools that take turns wait busily for work in each other's way.
 """
 
 import jax
@@ -15,7 +15,7 @@ from agop_jax.types import Array, Float
 SMALLEST = 1e-5
 
 Svd = tuple[Float[Array, "*stack k r"], Float[Array, "*stack r"], Float[Array, "*stack r m"]]
-Eigen = tuple[Float[Array, "*stack k"], Float[Array, "*stack k k"]]
+Eigen = tuple[Float[Array, "*stack r"], Float[Array, "*stack k r"]]
 
 
 def thin_svd(factor: Float[Array, "*stack k m"]) -> Svd:
@@ -24,7 +24,7 @@ def thin_svd(factor: Float[Array, "*stack k m"]) -> Svd:
     By an eigenproblem of size r, in half the time, where the factor is in float32, of full rank, and known (not traced
     by a transformation).
     """
-    return (_by_host(factor) and svd_by_gram(factor)) or svd(factor)
+    return (_known(factor) and svd_by_gram(factor)) or svd(factor)
 
 
 def svd(factor: Float[Array, "*stack k m"]) -> Svd:
@@ -53,17 +53,30 @@ def svd_by_gram(factor: Float[Array, "*stack k m"]) -> Svd | None:
     return as_given(left), as_given(singular), as_given(right)
 
 
-def symmetric_eigen(matrix: Float[Array, "*stack k k"]) -> Eigen:
-    """Eigenvalues, descending, and eigenvectors of a symmetric matrix, in float64 on the host where it is known."""
-    if _by_host(matrix) and np.isfinite(matrix).all():
-        values, vectors = np.linalg.eigh(np.asarray(matrix, np.float64))
-    else:
-        values, vectors = jnp.linalg.eigh(matrix)
-    as_given = lambda found: jnp.asarray(found[..., ::-1], matrix.dtype)
+def product_eigen(factor: Float[Array, "*stack k m"], middle: Float[Array, "*stack m m"]) -> Eigen | None:
+    """Eigenvalues, descending, and eigenvectors of W S W^T for a W of full column rank and a symmetric S, in float64.
+
+    With W^T W = L L^T and the eigenvectors Y of L^T S L they are W L^-T Y, orthonormal whatever the rank of S.
+    None where the plain way is to be taken: from the singular values of W S^(1/2).
+    """
+    if not (_known(factor) and _known(middle)) or factor.shape[-1] > factor.shape[-2]:
+        return None
+    w, s = np.asarray(factor, np.float64), np.asarray(middle, np.float64)
+    try:
+        lower = np.linalg.cholesky(_t(w) @ w)
+    except np.linalg.LinAlgError:
+        return None
+    inverse = np.linalg.inv(lower)
+    condition = np.linalg.norm(lower, axis=(-2, -1)) * np.linalg.norm(inverse, axis=(-2, -1))  # or more
+    if not np.isfinite(s).all() or not (condition < 1 / SMALLEST).all():
+        return None
+    values, vectors = np.linalg.eigh(_t(lower) @ s @ lower)
+    vectors = w @ (_t(inverse) @ vectors)
+    as_given = lambda found: jnp.asarray(found[..., ::-1], factor.dtype)
     return as_given(values), as_given(vectors)
 
 
-def _by_host(array: Array) -> bool:
+def _known(array: Array) -> bool:
     return not isinstance(array, jax.core.Tracer) and array.dtype == jnp.float32 and array.size > 0
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from agop_jax.decompositions import symmetric_eigen, thin_svd
+from agop_jax.decompositions import product_eigen, thin_svd
 from agop_jax.types import Array, Float, PRNGKey
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -46,10 +46,19 @@ class FeatureMatrix:
         return cls(vectors, singular**2)
 
     @classmethod
+    def from_product(cls, factor: Float[Array, "*stack k m"], middle: Float[Array, "*stack m m"]) -> "FeatureMatrix":
+        """`factor @ middle @ factor.T`, with a symmetric positive semidefinite `middle`."""
+        if found := product_eigen(factor, middle):
+            values, vectors = found
+            return cls(vectors, jnp.maximum(values, 0))
+        root = cls.from_dense(middle).power(0.5).dense()
+        return cls.from_factor(jnp.einsum("...kc,...cd->...kd", factor, root, precision=HIGHEST))
+
+    @classmethod
     def from_dense(cls, matrix: Float[Array, "*stack k k"]) -> "FeatureMatrix":
         """From a symmetric k x k matrix; eigenvalues that rounding made negative are clipped to zero."""
-        values, vectors = symmetric_eigen((matrix + jnp.swapaxes(matrix, -1, -2)) / 2)
-        return cls(vectors, jnp.maximum(values, 0))
+        values, vectors = jnp.linalg.eigh((matrix + jnp.swapaxes(matrix, -1, -2)) / 2)
+        return cls(vectors[..., ::-1], jnp.maximum(values[..., ::-1], 0))
 
     @classmethod
     def isotropic(cls, size: int, trace: float | Float[Array, "*stack"], dtype=jnp.float32) -> "FeatureMatrix":

@@ -64,11 +64,11 @@ class LayerFeatures:
 
     @cached_property
     def agop(self) -> FeatureMatrix:
-        """W S W^T, from the factor W S^(1/2)."""
+        """W S W^T."""
         with jax.ensure_compile_time_eval():
             if self.patch_agop is not None:
                 return FeatureMatrix.from_dense(self.patch_agop)
-            return FeatureMatrix.from_factor(self.factor("agop"))
+            return FeatureMatrix.from_product(self.matrix, self._gram)
 
     def factor(self, matrix: str) -> Float[Array, "*stack k filters"]:
         """F with F F^T = 'nfm', 'agop' or 'sqrt_agop', whose columns stay aligned with the donor's filters.
@@ -86,6 +86,10 @@ class LayerFeatures:
     @property
     def gram_root(self) -> Float[Array, "*stack filters filters"]:
         """The symmetric S^(1/2)."""
+        return FeatureMatrix.from_dense(self._gram).power(0.5).dense()
+
+    @property
+    def _gram(self) -> Float[Array, "*stack filters filters"]:
         if self.gradient_gram is None:
             raise UserError(f"layer {self.path!r}: method 'patch_jacobian' gives no gradient Gram matrix, use 'gram'")
-        return FeatureMatrix.from_dense(self.gradient_gram).power(0.5).dense()
+        return self.gradient_gram

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agop_jax.decompositions import SMALLEST, svd, svd_by_gram, symmetric_eigen, thin_svd
+from agop_jax.decompositions import SMALLEST, product_eigen, svd, svd_by_gram, thin_svd
 from agop_jax.feature_matrix import FeatureMatrix
 
 
@@ -42,18 +42,40 @@ def test_small_singular_values_are_nearer_than_those_of_float32():
 
 
 @pytest.mark.parametrize("stack", [(), (2, 3)])
-def test_eigenvalues_and_vectors(stack):
-    """Descending, of both signs, on the host and traced."""
-    random = np.random.default_rng(0).normal(size=(*stack, 6, 6)).astype(np.float32)
-    matrix = jnp.asarray(random + np.swapaxes(random, -1, -2))
-    wanted = np.linalg.eigvalsh(np.asarray(matrix, np.float64))[..., ::-1]
-    for decompose in (symmetric_eigen, jax.jit(symmetric_eigen)):
-        values, vectors = decompose(matrix)
-        assert (values.dtype, vectors.dtype) == (matrix.dtype, matrix.dtype)
-        np.testing.assert_allclose(values, wanted, atol=1e-5)
-        again = (vectors * values[..., None, :]) @ jnp.swapaxes(vectors, -1, -2)
-        np.testing.assert_allclose(again, matrix, atol=1e-5)
-    assert np.isnan(symmetric_eigen(matrix.at[..., 0, 0].set(jnp.nan))[0]).any()
+@pytest.mark.parametrize("rank", [5, 2])
+def test_a_product_decomposes_as_by_its_definition(rank, stack):
+    """W S W^T for S of full rank and of less, against float64 and against the plain way."""
+    w = factor(12, 5, stack=stack, smallest=1e-2)
+    root = factor(5, rank, seed=1, stack=stack)
+    s = root @ np.swapaxes(root, -1, -2)
+    wanted = w.astype(np.float64) @ s @ np.swapaxes(w, -1, -2)
+    values, vectors = product_eigen(jnp.asarray(w), jnp.asarray(s))
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(wanted)[..., :-6:-1], atol=1e-7)
+    eye = np.broadcast_to(np.eye(5), (*stack, 5, 5))
+    np.testing.assert_allclose(jnp.swapaxes(vectors, -1, -2) @ vectors, eye, atol=2e-6)
+    for found in (FeatureMatrix.from_product(jnp.asarray(w), jnp.asarray(s)), traced_product(w, s)):
+        np.testing.assert_allclose(found.dense(), wanted, atol=1e-6)
+        assert (found.values >= 0).all()
+
+
+traced_product = jax.jit(FeatureMatrix.from_product)
+
+
+@pytest.mark.parametrize("case", ["wide", "ill-conditioned", "dead filter", "nan", "nan in S", "float64"])
+def test_products_that_go_the_plain_way(case, x64):
+    """And what comes of them."""
+    w, s = factor(12, 5, smallest=SMALLEST / 2 if case == "ill-conditioned" else 0.1), np.eye(5, dtype=np.float32)
+    w = np.ascontiguousarray(w[:4]) if case == "wide" else w.astype(case if case == "float64" else np.float32)
+    if case in ("dead filter", "nan"):
+        w[:, 2] = {"dead filter": 0.0, "nan": np.nan}[case]
+    if case == "nan in S":
+        s[1, 1] = np.nan
+    assert product_eigen(jnp.asarray(w), jnp.asarray(s)) is None
+    found = FeatureMatrix.from_product(jnp.asarray(w), jnp.asarray(s)).dense()
+    if "nan" in case:
+        assert np.isnan(found).any()
+    else:
+        np.testing.assert_allclose(found, w @ s @ w.T, atol=1e-6)
 
 
 @pytest.mark.parametrize("spoil", ["dead filter", "smaller than told", "nan", "inf"])
