@@ -12,6 +12,8 @@ import optax
 from agop_jax.types import Array, Variables
 from benchmarks.timing import Work
 
+SIDE = 2048
+PRODUCT_OPERATIONS = 2 * SIDE**3
 Passes = Callable[[Variables, Array, Array], Any]
 
 
@@ -75,6 +77,13 @@ def training_step(model: nn.Module, learning_rate: float, momentum: float, decay
         return (jax.tree.map(lambda p, m: p - learning_rate * m, params, momenta), momenta), loss
 
     return jax.jit(step, donate_argnums=0)
+
+
+def product() -> Work:
+    """One product of two square matrices in float32."""
+    matrix = jax.random.normal(jax.random.key(0), (SIDE, SIDE))
+    multiply = jax.jit(lambda matrix: jnp.dot(matrix, matrix, precision="highest"))
+    return lambda: multiply(matrix)
 
 
 def normals(number: int) -> Work:

@@ -11,12 +11,12 @@ import torch
 
 from agop_jax import agop
 from agop_jax.extract import Extractor, tap
-from benchmarks import limits, networks, timing
+from benchmarks import costs, limits, networks, timing
 from benchmarks.peers import extraction
 from benchmarks.peers import networks as torch_networks
 from benchmarks.run import Options
 from benchmarks.tables import Claim, Row, Table, environment
-from benchmarks.timing import Work, spread
+from benchmarks.timing import Spread, Work, spread
 
 OUTPUTS = 10
 MODULE = __name__
@@ -43,7 +43,7 @@ class Case:
     width: float = 1.0
 
 
-CASES = (Case(224, 2, 1, 3, 12, 50), Case(32, 16, 16, 3, 35))
+CASES = (Case(224, 2, 1, 5, 12, 50), Case(32, 16, 16, 5, 35))
 QUICK = (Case(32, 2, 2, 1, 1, 1, 0.0625),)
 WANTED_LIMIT = 1.15  # x the time of the bare passes
 
@@ -53,29 +53,41 @@ def run(options: Options) -> Table:
     torch.set_num_threads(os.cpu_count() or 1)
     found = environment(torch=True)
     error = agreement()
-    rows = [row for case in (QUICK if options.quick else CASES) for row in measure(case, options.quick)]
+    cases = QUICK if options.quick else CASES
+    measured = [measure(case, options.quick) for case in cases]
+    rows = [row for case_rows, _ in measured for row in case_rows]
+    needed = " and ".join(
+        f"{share:.0%} at {case.size} x {case.size}" for case, (_, share) in zip(cases, measured, strict=True)
+    )
     notes = [
         "Images a second: median and range of interleaved repeats; ratios are taken repeat by repeat. Random weights; "
         "agop_jax takes the 8 convolutions and the Dense layer, the peer (one patch network a layer, `vmap(jacrev)`, "
         "k x k products) the convolutions alone. Limit: one forward and 10 reverse passes to the images, one jitted "
-        "call, in its fastest form. Peak memory: of a fresh process above its imports, compilation included. "
+        "call, in its fastest form. A product's rate: operations (`benchmarks/costs.py`) a second, in units of those of "
+        f"one product of two {limits.SIDE} x {limits.SIDE} matrices in float32, about the most that the cores give; what "
+        f"is wanted of `gram` would take {needed} of it. Peak memory: of a fresh process above its imports, compilation included. "
         f"Before it was timed the peer's AGOP was ours to {error:.0e} (relative, Frobenius, float32).",
     ]
     return Table("extract", f"VGG11, {OUTPUTS} outputs, features of all layers", rows, notes, found)
 
 
-def measure(case: Case, quick: bool) -> list[Row]:
-    """All sides, interleaved; their peaks one by one."""
+def measure(case: Case, quick: bool) -> tuple[list[Row], float]:
+    """All sides, interleaved, their peaks one by one; and the share of the cores that what is wanted would take."""
     forms = {form: limit(case.size, case.batch, case.width, form) for form in limits.FORMS}
     form = timing.fastest(forms)
     makers = {"gram": (gram, case.batch), "probe": (probe, case.batch), "peer": (peer, case.peer_batch)}
     makers |= {"one by one": (peer, 1)} if case.peer_batch > 1 else {}
     works = {name: make(case.size, batch, case.width) for name, (make, batch) in makers.items()}
-    times = timing.interleave({**works, "limit": forms[form]}, case.repeats)
+    times = timing.interleave({**works, "limit": forms[form], "product": limits.product()}, case.repeats)
+    product = limits.PRODUCT_OPERATIONS / times.pop("product")
     amounts = {name: batch for name, (_, batch) in makers.items()} | {"limit": case.batch}
     rates = {name: amounts[name] / taken for name, taken in times.items()}
     peaks = {} if quick else peaks_of(case, makers, form)
-    return rows(case, form, rates, peaks)
+    counted = costs.count(networks.create("vgg11", case.size, OUTPUTS, case.width)[0], case.size)
+    operations = {"gram": counted.extraction(1, OUTPUTS), "probe": counted.extraction(1, 1)}
+    shares = {name: spread(number * rates[name] / product) for name, number in operations.items()}
+    wanted = case.wanted * np.median(rates["peer"]) * operations["gram"] / np.median(product)
+    return rows(case, form, rates, peaks, shares), wanted
 
 
 def peaks_of(case: Case, makers: dict[str, tuple[Callable[..., Work], int]], form: str) -> dict[str, float | None]:
@@ -85,7 +97,13 @@ def peaks_of(case: Case, makers: dict[str, tuple[Callable[..., Work], int]], for
     return {name: timing.peak(MODULE, *call) for name, call in calls.items()}
 
 
-def rows(case: Case, form: str, rates: dict[str, np.ndarray], peaks: dict[str, float | None]) -> list[Row]:
+def rows(
+    case: Case,
+    form: str,
+    rates: dict[str, np.ndarray],
+    peaks: dict[str, float | None],
+    shares: dict[str, Spread],
+) -> list[Row]:
     """All sides of one size."""
     against_peer = {name: spread(rate / rates["peer"]) for name, rate in rates.items()}
     over_limit = spread(rates["limit"] / rates["gram"])
@@ -111,6 +129,7 @@ def rows(case: Case, form: str, rates: dict[str, np.ndarray], peaks: dict[str, f
                 "images / s": spread(rates[name]),
                 "x the peer": against_peer[name] if name != "peer" else "1",
                 "x the limit's time": over_limit if name == "gram" else "",
+                "x a product's rate": shares.get(name, ""),
                 "peak memory, MiB": peaks.get(name),
             },
             claims.get(name, ()),
