@@ -170,8 +170,8 @@ def network_batches(pipeline: Pipeline, split: AnySplit, batch_size: int) -> Ite
 def require_room(features: Mapping[str, LayerFeatures], layers: str) -> None:
     """Before anything is drawn: whether the kernels that a regular expression selects can be factorised here.
 
-    By `decompositions`: the k x c matrix and its singular vectors in float64, the latter in float32 as well, and some 5 c^2
-    numbers in float64 for the product, its eigenvectors and LAPACK's own use.
+    By `decompositions`: the k x c matrix and its singular vectors in float64, the latter in float32 as well, and some
+    5 c^2 numbers in float64 for the product, its eigenvectors and LAPACK's own use.
     """
     free = free_bytes()
     for path in trees.select(features, layers):

@@ -63,10 +63,11 @@ def run(options: Options) -> Table:
         "Images a second: median and range of interleaved repeats; ratios are taken repeat by repeat. Random weights; "
         "agop_jax takes the 8 convolutions and the Dense layer, the peer (one patch network a layer, `vmap(jacrev)`, "
         "k x k products) the convolutions alone. Limit: one forward and 10 reverse passes to the images, one jitted "
-        "call, in its fastest form. A product's rate: operations (`benchmarks/costs.py`) a second, in units of those of "
-        f"one product of two {limits.SIDE} x {limits.SIDE} matrices in float32, about the most that the cores give; what "
-        f"is wanted of `gram` would take {needed} of it. Peak memory: of a fresh process above its imports, compilation included. "
-        f"Before it was timed the peer's AGOP was ours to {error:.0e} (relative, Frobenius, float32).",
+        "call, in its fastest form. A product's rate: operations (`benchmarks/costs.py`) a second, in units of those "
+        f"of one product of two {limits.SIDE} x {limits.SIDE} matrices in float32, about the most that the cores give; "
+        f"what is wanted of `gram` would take {needed} of it. Peak memory: of a fresh process above its imports, "
+        "compilation included. Before it was timed the peer's AGOP was ours to "
+        f"{error:.0e} (relative, Frobenius, float32).",
     ]
     return Table("extract", f"VGG11, {OUTPUTS} outputs, features of all layers", rows, notes, found)
 
