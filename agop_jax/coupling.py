@@ -19,6 +19,7 @@ The evidence is that of a regression of the donor's activations: partly a noisy 
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -70,14 +71,17 @@ def moments(
     model: nn.Module, variables: Variables, images: Array, donor: Donor | None, layers: tuple[str, ...]
 ) -> dict[str, Moments]:
     """Of every layer in `layers`, over all images, in chunks. Without a donor its terms are those of the recipient."""
-    step = _moments_step(model, None if donor is None else donor.model, layers)
-    donor_variables, donor_images = (None, images) if donor is None else (donor.variables, donor.images)
-    total = None
-    for start in range(0, len(images), CHUNK):
-        chunk = slice(start, start + CHUNK)
-        part = step(variables, images[chunk], donor_variables, donor_images[chunk])
-        total = part if total is None else jax.tree.map(jnp.add, total, part)
-    return total or {}
+    donor_model, donor_variables, donor_images = donor or (None, None, images)
+    # a kernel that is drawn may be bound to its device where the one before was not, and jit would trace anew for that
+    device = next(iter(jnp.asarray(images).devices()))
+    variables, images, donor_variables, donor_images = jax.device_put(
+        (variables, images, donor_variables, donor_images), device
+    )
+    step = _moments_step(model, donor_model, layers)
+    size = math.ceil(len(images) / math.ceil(len(images) / CHUNK))  # of each chunk but the last, if that can be
+    chunks = [slice(start, start + size) for start in range(0, len(images), size)]
+    parts = (step(variables, images[chunk], donor_variables, donor_images[chunk]) for chunk in chunks)
+    return functools.reduce(functools.partial(jax.tree.map, jnp.add), parts)
 
 
 @functools.lru_cache(maxsize=16)

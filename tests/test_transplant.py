@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import agop_jax
-from agop_jax import trees
+from agop_jax import coupling, trees
 from agop_jax.coupling import fit_basis, moments
 from agop_jax.sources import mixing
 from agop_jax.streams import residual_streams
@@ -215,9 +215,13 @@ def test_shared_mixing_keeps_the_residual_stream_readable(images, monkeypatch):
     assert np.mean([shared[path] - separate[path] for path in readers]) > 0.05
 
 
-def test_coupled_recipient_with_batch_norm_is_finite(images):
+def test_coupled_recipient_with_batch_norm_is_finite_and_traced_once(images):
+    """The network with its moments, whichever of its kernels were drawn already."""
     network = donor_of(Residual(norm=True), images)
+    coupling._moments_step.cache_clear()
     done = start("coupled_agop", network, images)
+    layers = tuple(done.explained_variance)
+    assert coupling._moments_step(Residual(norm=True), Residual(norm=True), layers)._cache_size() == 1
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(done.variables))
     assert max(done.explained_variance.values()) <= 1
 
