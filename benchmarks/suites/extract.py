@@ -43,7 +43,7 @@ class Case:
     width: float = 1.0
 
 
-CASES = (Case(224, 2, 1, 5, 12, 50), Case(32, 16, 16, 5, 35))
+CASES = (Case(224, 2, 1, 5, 12, 50), Case(32, 64, 16, 5, 35))
 QUICK = (Case(32, 2, 2, 1, 1, 1, 0.0625),)
 WANTED_LIMIT = 1.15  # x the time of the bare passes
 
