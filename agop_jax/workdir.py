@@ -82,10 +82,8 @@ def claim(workdir: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> 
 
 
 def _claim(workdir: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    changed = _changed_config(workdir, config)
-    _check_data(workdir, data)
-    if changed:
-        shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)  # of unfinished runs of the other config
+    if _changed_config(workdir, config) + _changed_data(workdir, data):
+        shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)  # of unfinished runs of another config or other data
     for name, content in ((CONFIG, config), (DATA, data), (ENVIRONMENT, environment())):
         atomic_write_text(workdir / name, json.dumps(content, indent=1))
 
@@ -108,19 +106,20 @@ def _changed_config(workdir: Path, config: Mapping[str, Any]) -> list[str]:
     return changed
 
 
-def _check_data(workdir: Path, data: Mapping[str, Any]) -> None:
-    """Pictures may have been added to a folder, or be streamed now, with constants from a sample."""
+def _changed_data(workdir: Path, data: Mapping[str, Any]) -> list[str]:
+    """The same of the data: pictures may be new in a folder, or streamed now, with constants from a sample."""
     path = workdir / DATA
-    if not path.exists() or not _has_results(workdir, "data"):
-        return
+    if not path.exists():
+        return []
     before = read_json(path)
     changed = [name for name in data if name != "streamed" and not _alike(before.get(name), data[name])]
-    if changed:
+    if changed and _has_results(workdir, "data"):
         what = ", ".join(f"{name} (was {before.get(name)}, now {data[name]})" for name in changed)
         raise UserError(
             f"{str(workdir)!r} holds results from other data: {what}: restore the data and config.data.memory, or "
             "choose another workdir"
         )
+    return changed
 
 
 def _alike(before: Any, now: Any) -> bool:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agop_jax import data, donors, experiment, load_features, train
+from agop_jax import data, donors, experiment, load_features, train, workdir
 from agop_jax.defaults import experiment_config, shrink
 from agop_jax.errors import UserError
 
@@ -62,22 +62,22 @@ def rows(directory):
 
 def test_train_only_from_what_is_stored(extracted, tmp_path, monkeypatch):
     """In the same directory, coupled inits among them, and in another one from its features: the same recipients."""
-    workdir = tmp_path / "same"
-    shutil.copytree(extracted, workdir)
-    before = contents(workdir / "donor") | contents(workdir / "features")
+    directory = tmp_path / "same"
+    shutil.copytree(extracted, directory)
+    before = contents(directory / "donor") | contents(directory / "features")
     monkeypatch.setattr(donors, "extract", None)  # no stage left to extract in
     monkeypatch.setattr(train, "EVALUATION_BATCH", 100)
     config = make_config("recipients,report")
     config.recipients.inits = ("kaiming_normal", "nfm", "coupled_nfm")
-    experiment.run(config, workdir)
-    assert contents(workdir / "donor") | contents(workdir / "features") == before
-    assert (workdir / "report.html").exists()
+    experiment.run(config, directory)
+    assert contents(directory / "donor") | contents(directory / "features") == before
+    assert (directory / "report.html").exists()
     other = tmp_path / "other"
     source = {"features.source": str(extracted / "features")}
     experiment.run(make_config("recipients,report", **source), other)
     assert not (other / "donor").exists()
     found = {row["init"]: row["test_loss"] for row in rows(other)}
-    assert found == {row["init"]: row["test_loss"] for row in rows(workdir) if row["init"] in found}
+    assert found == {row["init"]: row["test_loss"] for row in rows(directory) if row["init"] in found}
     with pytest.raises(UserError, match="holds results of another config: features.source"):
         experiment.run(make_config("recipients"), other)
     for init in ("coupled_nfm", "nfm@untrained"):
@@ -89,23 +89,35 @@ def test_train_only_from_what_is_stored(extracted, tmp_path, monkeypatch):
 
 def test_data_that_changed_under_its_results_are_refused(extracted, tmp_path):
     """A folder with other pictures, or constants from a sample where all images fitted before; not rounding."""
-    workdir = tmp_path / "copy"
-    shutil.copytree(extracted, workdir)
-    described = json.loads((workdir / "data.json").read_text())
+    directory = tmp_path / "copy"
+    shutil.copytree(extracted, directory)
+    described = json.loads((directory / "data.json").read_text())
     rounded = {**described, "mean": [described["mean"][0] * (1 + 1e-9)], "streamed": True}
-    (workdir / "data.json").write_text(json.dumps(rounded))
-    experiment.run(make_config("donor"), workdir)
-    assert json.loads((workdir / "data.json").read_text()) == described
-    (workdir / "data.json").write_text(json.dumps({**described, "measured": 9, "mean": [0.5]}))
-    before = contents(workdir)
+    (directory / "data.json").write_text(json.dumps(rounded))
+    experiment.run(make_config("donor"), directory)
+    assert json.loads((directory / "data.json").read_text()) == described
+    (directory / "data.json").write_text(json.dumps({**described, "measured": 9, "mean": [0.5]}))
+    before = contents(directory)
     now = described["mean"]
     message = (
         f"holds results from other data: mean (was [0.5], now {now}), measured (was 9, now 1150): restore the data"
     )
     with pytest.raises(UserError, match=re.escape(message)):
-        experiment.run(make_config("donor,features"), workdir)
-    changed = {path.name for path, content in contents(workdir).items() if before.get(path) != content}
+        experiment.run(make_config("donor,features"), directory)
+    changed = {path.name for path, content in contents(directory).items() if before.get(path) != content}
     assert changed == {".lock"}
+
+
+def test_checkpoints_of_other_data_are_not_continued(tmp_path):
+    """Of a run that ended before it had results."""
+    config, data = make_config("donor").to_dict(), {"measured": 9, "mean": [0.5]}
+    checkpoint = tmp_path / "checkpoints" / "donor" / "1"
+    checkpoint.mkdir(parents=True)
+    for _ in range(2):
+        workdir.claim(tmp_path, config, data)
+        assert checkpoint.exists()
+    workdir.claim(tmp_path, config, {"measured": 9, "mean": [0.6]})
+    assert not checkpoint.exists()
 
 
 @pytest.mark.parametrize(
