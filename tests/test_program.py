@@ -147,10 +147,10 @@ def test_another_config_leaves_the_results_alone(finished):
 
 def test_a_mended_config_goes_on_in_the_same_workdir(tmp_path):
     """What a failed call left binds nobody: nothing that depends on the changed fields was finished."""
-    stages = "--config.stages=donor,features,recipients"
-    assert call(tmp_path, stages, "--config.donor.learning_rate=1e30").returncode == 2
-    assert call(tmp_path, stages, "--config.recipients.layers=conv").returncode == 2
-    assert call(tmp_path, stages).returncode == 0
+    stages, one = "--config.stages=donor,features,recipients", "--config.recipients.inits=('nfm',)"
+    assert call(tmp_path, stages, one, "--config.donor.learning_rate=1e30").returncode == 2
+    assert call(tmp_path, stages, one, "--config.recipients.layers=conv").returncode == 2
+    assert call(tmp_path, stages, one).returncode == 0
 
 
 def test_damaged_features_are_named(finished, tmp_path):
