@@ -218,13 +218,12 @@ def test_a_streamed_run_is_that_in_memory(name):
 
 def test_a_streamed_run_that_was_stopped_goes_on_with_what_it_had_not_seen(in_folder, tmp_path_factory, monkeypatch):
     """In the middle of the first epoch: the batches it asks for, and its end, are those of a whole run."""
-    moment = 2
     asked, take, directory = [], StoredSplit.take, tmp_path_factory.mktemp("stopped") / "run"
     monkeypatch.setattr(StoredSplit, "take", lambda split, rows: asked.append(tuple(rows)) or take(split, rows))
     trainer, state, data = start(load(in_folder, memory=STREAMED))
 
     def stop(_, step):
-        if step == moment:
+        if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with stoppable(), pytest.raises(Stopped):
@@ -232,9 +231,9 @@ def test_a_streamed_run_that_was_stopped_goes_on_with_what_it_had_not_seen(in_fo
     asked.clear()
     state = start(load(in_folder, memory=STREAMED))[1]
     run = train_resumable(trainer, state, data, INDICES, 0.1, 5, directory, lambda run, step: None)
-    batches = {tuple(batch_indices(INDICES, 6, step, 5)) for step in range(moment, 11)}
+    batches = {tuple(batch_indices(INDICES, 6, step, 5)) for step in range(2, 11)}
     assert {rows for rows in asked if len(rows) == 6} >= batches
-    assert not {tuple(batch_indices(INDICES, 6, step, 5)) for step in range(moment)} & set(asked)
+    assert not {tuple(batch_indices(INDICES, 6, step, 5)) for step in range(2)} & set(asked)
     whole = train(trainer, Run(start(load(in_folder, memory=STREAMED))[1]), data, INDICES, 0.1, 5)
     assert run.history == whole.history
 
