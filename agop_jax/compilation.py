@@ -3,6 +3,7 @@
 A program that outgrows its device says so before it starts, in one line, and not half way through by the allocator.
 """
 
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import psutil
 
 from agop_jax import hosts
@@ -20,10 +22,32 @@ GIB = 2**30
 # XLA on a CPU orders operations so that they can overlap. For memory instead, a training step of VGG11 at 224 x 224
 # holds 4.3 GB of intermediate results rather than 5.1; ResNet-20 takes 1.2 times as long, extraction 1.1 to 1.3 times.
 FRUGAL = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+# XLA on a CPU runs convolutions through YNNPACK unless it is told to leave that library to matrix products. A training
+# step of VGG11 at 32 x 32 takes half as long without it, one of the small CNN 0.4 times as long (docs/performance.md).
+EIGEN_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 
 
 class TooLarge(UserError):  # noqa: N818
     """A compiled function wants more memory than the device has free."""
+
+
+def jit(function: Callable[..., Any], **options: Any) -> Any:
+    """`jax.jit` with the compiler options that suit this machine; no setting of the process is changed."""
+    return jax.jit(function, compiler_options=compiler_options(), **options)
+
+
+def compiler_options() -> dict[str, str]:
+    """Of XLA, for the default backend; none where the installed jaxlib does not know them."""
+    return _cpu_options() if jax.default_backend() == "cpu" else {}
+
+
+@functools.cache
+def _cpu_options() -> dict[str, str]:
+    try:  # a jaxlib that does not know an option says so as soon as it compiles anything with it
+        jax.jit(lambda x: x, compiler_options=EIGEN_CONVOLUTIONS).lower(np.float32(0)).compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return EIGEN_CONVOLUTIONS
 
 
 def compile_within_memory(
@@ -48,9 +72,9 @@ def compile_within_memory(
       TooLarge: with what is wanted and what is free.
     """
     lowered = jax.jit(function, **jit_options).lower(*arguments)
-    compiled, free = lowered.compile(), hosts.least(free_bytes())
+    compiled, free = lowered.compile(compiler_options()), hosts.least(free_bytes())
     if needed_bytes(compiled) > min(free, ample) and jax.default_backend() == "cpu":
-        compiled = lowered.compile(FRUGAL)
+        compiled = lowered.compile(compiler_options() | FRUGAL)
     wanted = needed_bytes(compiled)
     if wanted > free:
         raise TooLarge(f"{what} needs {wanted / GIB:.2f} GiB of memory, {free / GIB:.2f} GiB are free: {remedy}")

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agop_jax import taps
+from agop_jax.compilation import jit
 from agop_jax.decompositions import thin_svd
 from agop_jax.errors import UserError
 from agop_jax.feature_matrix import HIGHEST, FeatureMatrix
@@ -88,7 +89,7 @@ def moments(
 def _moments_step(model: nn.Module, donor_model: nn.Module | None, layers: tuple[str, ...]) -> Any:
     """Compiled once for a pair of networks, whatever their weights."""
 
-    @jax.jit
+    @jit
     def step(variables: Variables, images: Array, donor_variables: Variables | None, donor_images: Array):
         records = _records(model, variables, images, batch_statistics=True)  # as the recipient will be trained
         others = records if donor_model is None else _records(donor_model, donor_variables, donor_images)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from agop_jax import agop, devices, hosts, taps, taps_nnx
 from agop_jax.batches import Batch, Batches, labelled, stream
-from agop_jax.compilation import TooLarge, within_memory
+from agop_jax.compilation import TooLarge, jit, within_memory
 from agop_jax.errors import UserError, unknown_name
 from agop_jax.layer_features import LayerFeatures
 from agop_jax.types import Array, PRNGKey, Variables
@@ -187,7 +187,7 @@ def _kernel_step(tapped: taps.TappedModel) -> Callable[..., dict[str, tuple[Arra
         _, records = tapped.apply(variables, None, images)
         return {path: (calls[0].kernel, calls[0].bias) for path, calls in records.items()}
 
-    return jax.jit(used)
+    return jit(used)
 
 
 class _GramStep:
@@ -271,7 +271,7 @@ def _probed(
 
 def _by_definition(tapped, kernels, output, variables, batches: Batches, mesh: Mesh) -> dict[str, LayerFeatures]:
     placed = _placed(mesh, 0)
-    steps = {path: jax.jit(partial(agop.patch_agop, tapped, output, path=path), **placed) for path in tapped.specs}
+    steps = {path: jit(partial(agop.patch_agop, tapped, output, path=path), **placed) for path in tapped.specs}
     total: Any = None
     count = 0
     for batch in batches:

@@ -18,7 +18,7 @@ import optax
 from flax import struct
 
 from agop_jax import devices, hosts
-from agop_jax.compilation import compile_within_memory
+from agop_jax.compilation import compile_within_memory, jit
 from agop_jax.data import AnySplit, Pipeline, Split, batch_indices, stored_batches
 from agop_jax.device_data import DeviceData
 from agop_jax.errors import UserError, unknown_name
@@ -117,7 +117,7 @@ class Trainer:
         self._compiled: Callable[..., TrainState] | None = None
         self._whole, self._divided = devices.whole(self.mesh), devices.divided(self.mesh)
         placed = {"in_shardings": (self._whole, None, self._whole, self._whole), "out_shardings": self._whole}
-        self._batch_sums = jax.jit(self._evaluate_batch, **placed)
+        self._batch_sums = jit(self._evaluate_batch, **placed)
 
     def start(self, variables: Variables) -> TrainState:
         """The state before the first step."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agop_jax import trees
+from agop_jax.compilation import jit
 from agop_jax.errors import UserError
 from agop_jax.extract import tap
 from agop_jax.feature_matrix import FeatureMatrix
@@ -74,7 +75,7 @@ def _records(
     model: Any, variables: Variables | None, images: Images, **apply_kwargs: Any
 ) -> tuple[dict[str, Record], dict[str, LayerSpec]]:
     variables, tapped = tap(model, variables, jnp.asarray(images), **apply_kwargs)
-    _, records = jax.jit(lambda v, x: tapped.apply(v, None, x))(variables, images)
+    _, records = jit(lambda v, x: tapped.apply(v, None, x))(variables, images)
     return {path: calls[0] for path, calls in records.items()}, tapped.specs
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from agop_jax.compilation import jit
 from agop_jax.types import Array, Variables
 from benchmarks.timing import Work
 
@@ -26,7 +27,7 @@ def reverse_passes(model: nn.Module, variables: Variables, images: np.ndarray, o
       form: a key of `FORMS`.
     """
     rows = jnp.eye(outputs, model.num_classes)
-    passes, on_device = jax.jit(FORMS[form](model)), jnp.asarray(images)
+    passes, on_device = jit(FORMS[form](model)), jnp.asarray(images)
     return lambda: passes(variables, on_device, rows)
 
 
@@ -76,7 +77,7 @@ def training_step(model: nn.Module, learning_rate: float, momentum: float, decay
         momenta = jax.tree.map(lambda m, g, p: momentum * m + g + decay * p, momenta, gradient, params)
         return (jax.tree.map(lambda p, m: p - learning_rate * m, params, momenta), momenta), loss
 
-    return jax.jit(step, donate_argnums=0)
+    return jit(step, donate_argnums=0)
 
 
 def product() -> Work:

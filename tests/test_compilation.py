@@ -138,3 +138,28 @@ def test_images_that_do_not_fit_the_device_are_refused_before_they_are_copied(mo
         device_data.on_devices(split, devices.mesh())
     monkeypatch.setattr(device_data, "free_bytes", lambda: 288)
     np.testing.assert_array_equal(device_data.on_devices(split, devices.mesh()).images[:6], split.images)
+
+
+def convolution(images, kernel):
+    return jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+@pytest.mark.skipif(not compilation.compiler_options(), reason="this XLA has no such option, or this is no CPU")
+def test_convolutions_are_compiled_without_the_slow_library():
+    """XLA names its fusions after the library that runs them; values are those of float64 either way."""
+    rng = np.random.default_rng(0)
+    arguments = rng.normal(size=(8, 16, 16, 32)).astype(np.float32), rng.normal(size=(3, 3, 32, 64)).astype(np.float32)
+    plain = jax.jit(convolution).lower(*arguments).compile()
+    ours = [compile_within_memory(convolution, arguments, "it", ""), compilation.jit(convolution)]
+    assert "ynn_fusion" in plain.as_text()
+    assert "ynn_fusion" not in ours[0].as_text()
+    assert "ynn_fusion" not in ours[1].lower(*arguments).compile().as_text()
+    with jax.enable_x64(True):
+        exact = convolution(*(np.asarray(array, np.float64) for array in arguments))
+    for compiled in (plain, *ours):
+        np.testing.assert_allclose(compiled(*arguments), exact, rtol=1e-4, atol=1e-3)
+
+
+def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
+    monkeypatch.setattr(compilation, "EIGEN_CONVOLUTIONS", {"xla_cpu_option_of_another_version": "1"})
+    assert compilation._cpu_options.__wrapped__() == {}
