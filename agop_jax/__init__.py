@@ -1,16 +1,18 @@
-"""Initial weights for CNNs from the feature matrices of a trained CNN, and the evidence of whether they help."""
+"""Initial weights for neural networks from the features of a trained one, and the evidence of whether they help."""
 
-from agop_jax.ansatz import ansatz_report
-from agop_jax.coupling import Donor
-from agop_jax.errors import UserError
-from agop_jax.extract import extract
-from agop_jax.feature_matrix import FeatureMatrix
-from agop_jax.initializers import INITIALIZERS, covariance, kernel_init
-from agop_jax.layer_features import LayerFeatures
-from agop_jax.pretrained import Pretrained, load_pretrained, save_pretrained
-from agop_jax.store import export, load_features, load_metadata, save_features
-from agop_jax.taps import TAP_COLLECTIONS
-from agop_jax.transplant import initialize
+from agop_jax.analysis import ansatz_report
+from agop_jax.core import UserError, load_metadata
+from agop_jax.features import (
+    TAP_COLLECTIONS,
+    FeatureMatrix,
+    LayerFeatures,
+    export,
+    extract,
+    load_features,
+    save_features,
+)
+from agop_jax.initializers import INITIALIZERS, Donor, covariance, initialize, kernel_init
+from agop_jax.models import Pretrained, load_pretrained, save_pretrained
 
 __all__ = [
     "INITIALIZERS",

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from agop_jax import experiment, hosts
-from agop_jax.compilation import keep_compiled_code
-from agop_jax.errors import UserError
-from agop_jax.resumable import Stopped
+from agop_jax.core import hosts
+from agop_jax.core.compilation import keep_compiled_code
+from agop_jax.core.errors import UserError
+from agop_jax.experiments import experiment
+from agop_jax.training.resumable import Stopped
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File of the experiment's config; 'FILE:quick' for a smoke run.", lock_config=True

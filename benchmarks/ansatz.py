@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import agop_jax
-from agop_jax import models, pictures, results
+from agop_jax import models
+from agop_jax.core import files
 from agop_jax.data import Pipeline, load, subset
-from agop_jax.device_data import DeviceData
-from agop_jax.train import Run, Settings, Trainer, train
+from agop_jax.results import pictures
+from agop_jax.training.device_data import DeviceData
+from agop_jax.training.loop import Run, Settings, Trainer, train
 
 
 def main(name: str, data: str, steps: str, rate: str, out: str, width: str = "1") -> None:
@@ -36,7 +38,7 @@ def main(name: str, data: str, steps: str, rate: str, out: str, width: str = "1"
     print(f"test accuracy {trainer.evaluate(run.state.variables, device_data.test)[1]:.4f}", flush=True)
     images = np.asarray(pipeline(jnp.asarray(dataset.test.images[:512])))
     rows = agop_jax.ansatz_report(model, run.state.variables, images, start)
-    results.write_rows(out, rows)
+    files.write_rows(out, rows)
     for lead, text in pictures.ansatz_words(rows):
         print(f"{lead}: {text}" if lead else text)
 

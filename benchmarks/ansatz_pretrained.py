@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import agop_jax
-from agop_jax import pictures, results
+from agop_jax.core import files
 from agop_jax.data import Pipeline, load
-from agop_jax.pretrained import load_pretrained
+from agop_jax.models.pretrained import load_pretrained
+from agop_jax.results import pictures
 
 
 def main(weights: str, data: str, out: str) -> None:
@@ -21,7 +22,7 @@ def main(weights: str, data: str, out: str) -> None:
     images = jnp.asarray(load(f"npz:{data}").test.images[:512])
     images = np.asarray(Pipeline(donor.mean, donor.std)(images))
     rows = agop_jax.ansatz_report(donor.model, donor.variables, images)
-    results.write_rows(out, rows)
+    files.write_rows(out, rows)
     for lead, text in pictures.ansatz_words(rows):
         print(f"{lead}: {text}" if lead else text)
 

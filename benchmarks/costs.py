@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from agop_jax import models, taps
+from agop_jax import models
+from agop_jax.features import taps
 
 GIB = 2**30
 NETWORKS = {"VGG11, hidden head": ("vgg11", {"head": "classic"}), "ResNet-50": ("resnet50", {}), "VGG11": ("vgg11", {})}

@@ -9,17 +9,18 @@ from typing import Any
 
 import jax
 
-from agop_jax import main, train
+from agop_jax import main
+from agop_jax.training import loop
 
-_step = train.Trainer.step
+_step = loop.Trainer.step
 
 
-def _only_step(trainer: train.Trainer, *arguments: Any) -> None:
+def _only_step(trainer: loop.Trainer, *arguments: Any) -> None:
     jax.block_until_ready(_step(trainer, *arguments))
     print(time.time(), flush=True)
     os._exit(0)
 
 
 if __name__ == "__main__":
-    train.Trainer.step = _only_step
+    loop.Trainer.step = _only_step
     main.run()

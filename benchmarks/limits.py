@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from agop_jax.compilation import jit
-from agop_jax.types import Array, Variables
+from agop_jax.core.compilation import jit
+from agop_jax.core.types import Array, Variables
 from benchmarks.timing import Work
 
 SIDE = 2048

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from agop_jax.figures import BLUE, GREY, INK, STYLE, VERMILLION, WIDTH, save
+from agop_jax.results.figures import BLUE, GREY, INK, STYLE, VERMILLION, WIDTH, save
 
 COLUMNS = 4
 

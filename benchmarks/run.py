@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agop_jax.errors import UserError
+from agop_jax.core.errors import UserError
 
 SUITES = ("extract", "probe", "init", "store", "train", "start", "growth")
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agop_jax.errors import UserError
-from agop_jax.results import atomic_write_text
+from agop_jax.core.errors import UserError
+from agop_jax.core.files import atomic_write_text
 from benchmarks.timing import Spread, significant
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"

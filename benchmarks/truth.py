@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agop_jax.layer_features import LayerFeatures
+from agop_jax.features.layer import LayerFeatures
 
 Grams = dict[str, np.ndarray]  # S of each convolution, float64
 Features = Mapping[str, LayerFeatures]

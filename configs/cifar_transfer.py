@@ -55,7 +55,7 @@ Result:   test accuracy in %, mean and 95 % t interval over 5 paired seeds, lear
 
 import ml_collections
 
-from agop_jax.defaults import experiment_config, shrink
+from agop_jax.experiments.config import experiment_config, shrink
 
 
 def get_config(mode: str = "") -> ml_collections.ConfigDict:

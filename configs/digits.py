@@ -11,7 +11,7 @@ Result:   5 paired seeds. All inits that train come to 97.1 to 98.3 % test accur
 import ml_collections
 
 from agop_jax import INITIALIZERS
-from agop_jax.defaults import experiment_config, shrink
+from agop_jax.experiments.config import experiment_config, shrink
 
 SAME_AS_COPY = ("copy_spaced", "copy_tiled")  # where donor and recipient have one width
 

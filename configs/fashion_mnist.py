@@ -9,7 +9,7 @@ Result:   not run yet.
 
 import ml_collections
 
-from agop_jax.protocols import few_images
+from agop_jax.experiments.protocols import few_images
 
 QUESTION = "Does a LeNet-5 trained on Fashion-MNIST make a better start for another than random numbers?"
 

@@ -8,7 +8,7 @@ Result:   not run yet.
 
 import ml_collections
 
-from agop_jax.protocols import few_images
+from agop_jax.experiments.protocols import few_images
 
 QUESTION = "Does a CNN trained on photographs of 102 kinds of flowers make a better start than random numbers?"
 

@@ -13,7 +13,7 @@ Result:   test accuracy in %, 5 paired seeds of 1,000 images, learning rate by v
 
 import ml_collections
 
-from agop_jax.defaults import experiment_config, shrink
+from agop_jax.experiments.config import experiment_config, shrink
 
 
 def get_config(mode: str = "") -> ml_collections.ConfigDict:

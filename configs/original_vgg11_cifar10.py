@@ -8,7 +8,7 @@ Result:   not run yet.
 
 import ml_collections
 
-from agop_jax.protocols import original_vgg11
+from agop_jax.experiments.protocols import original_vgg11
 
 QUESTION = "Does a start from an ImageNet VGG11's features beat random numbers on CIFAR-10?"
 

@@ -9,7 +9,7 @@ Result:   not run yet.
 
 import ml_collections
 
-from agop_jax.protocols import few_images
+from agop_jax.experiments.protocols import few_images
 
 QUESTION = "Does a CNN trained on street-view house numbers make a better start on 1,000 of them than random numbers?"
 

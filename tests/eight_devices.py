@@ -16,16 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agop_jax import devices, donors, extract
+from agop_jax import extract
+from agop_jax.core import devices
+from agop_jax.core.errors import UserError
 from agop_jax.data import Dataset, Pipeline, Split, load
-from agop_jax.defaults import experiment_config
-from agop_jax.device_data import DeviceData
-from agop_jax.errors import UserError
-from agop_jax.recipients import Sweep, Trained
-from agop_jax.results import read_results
-from agop_jax.resumable import Stopped, stoppable
-from agop_jax.sweep_tables import Cell
-from agop_jax.train import Run, Settings, Trainer, train
+from agop_jax.experiments import donors
+from agop_jax.experiments.config import experiment_config
+from agop_jax.experiments.sweep import Sweep, Trained
+from agop_jax.experiments.sweep_tables import Cell
+from agop_jax.results.tables import read_results
+from agop_jax.training.device_data import DeviceData
+from agop_jax.training.loop import Run, Settings, Trainer, train
+from agop_jax.training.resumable import Stopped, stoppable
 
 STEPS = 50
 FEATURES = (

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from agop_jax.taps import TAP_COLLECTIONS
+from agop_jax.features.taps import TAP_COLLECTIONS
 
 CLASSES = 3
 IMAGE = (6, 7, 4)

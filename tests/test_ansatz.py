@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from agop_jax import ansatz, ansatz_report, extract, results
-from agop_jax.ansatz import Side, Spectrum, Study, rotated, similarity
-from agop_jax.errors import UserError
-from agop_jax.extract import Extractor
+from agop_jax import ansatz_report, extract
+from agop_jax.analysis import ansatz
+from agop_jax.analysis.ansatz import Side, Spectrum, Study, rotated, similarity
+from agop_jax.core import files
+from agop_jax.core.errors import UserError
+from agop_jax.features.extraction import Extractor
+from agop_jax.results import tables
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 RNG = np.random.default_rng(0)
@@ -119,9 +122,9 @@ def report():
 
 
 def test_rows_are_those_of_the_results_file(report, tmp_path):
-    results.write_rows(tmp_path / "ansatz.csv", report)
-    read = results.read_table(tmp_path / "ansatz.csv", results.ANSATZ_COLUMNS)
-    assert [list(row) for row in read] == [list(results.ANSATZ_COLUMNS)] * len(report)
+    files.write_rows(tmp_path / "ansatz.csv", report)
+    read = files.read_table(tmp_path / "ansatz.csv", tables.ANSATZ_COLUMNS)
+    assert [list(row) for row in read] == [list(tables.ANSATZ_COLUMNS)] * len(report)
     comparisons = [(row["layer"], row["comparison"], row["power"]) for row in read if not row["fitted"]]
     assert comparisons[:9] == [
         *(("Conv_0", name, p) for name in ("trained", "centred", "untrained", "centred_both") for p in (0.5, 1.0)),

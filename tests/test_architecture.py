@@ -1,56 +1,62 @@
-"""The layers of the package: an import may only point to a smaller level."""
+"""The house: nine packages, and an import may only point down. Packages on one line do not know each other."""
 
 import ast
+import importlib
+import inspect
 import pathlib
+import pkgutil
+
+import pytest
 
 import agop_jax
 
 PACKAGE = pathlib.Path(agop_jax.__file__).parent
-LEVELS = [
-    {"defaults", "errors", "types"},
-    {"decompositions", "hosts"},
-    {"batches", "compilation", "devices", "feature_matrix", "patches", "protocols", "results", "statistics", "trees"},
-    {"figures", "layer_features", "logs", "summary"},
-    {"data", "feature_figures", "models", "sources", "taps"},
-    {"agop", "device_data", "initializers", "pictures", "store", "streams", "taps_nnx", "workdir"},
-    {"coupling", "extract", "pretrained", "report", "train"},
-    {"ansatz", "evolution", "resumable", "sweep_tables", "theory", "transforms", "transplant"},
-    {"donors"},
-    {"recipients"},
-    {"gallery"},
-    {"experiment"},
-    {"main"},
-]
-LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-
-
-def imported_modules(path: pathlib.Path) -> set[str]:
-    """Top-level modules of the package that a file imports."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "agop_jax":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("agop_jax."):
-            found.add(node.module.split(".")[1])
-        elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("agop_jax.")}
-    return found
-
-
-def module_of(path: pathlib.Path) -> str:
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+HOUSE = """
+    main
+    experiments
+    training initializers analysis results
+    data models features
+    core
+"""
+FLOORS = [line.split() for line in HOUSE.split("\n") if line.strip()]
+FLOOR = {name: number for number, names in enumerate(reversed(FLOORS)) for name in names}
+PACKAGES = sorted(FLOOR.keys() - {"main"})
 
 
 def sources() -> list[pathlib.Path]:
     return [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
 
 
-def test_every_module_has_a_level():
-    assert {module_of(path) for path in sources()} == set(LEVEL)
+def room(path: pathlib.Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-def test_imports_point_to_a_smaller_level():
-    for path in sources():
-        module = module_of(path)
-        wrong = {name for name in imported_modules(path) - {module} if LEVEL[name] >= LEVEL[module]}
-        assert not wrong, f"{module} (level {LEVEL[module]}) imports {wrong}"
+def imported_rooms(path: pathlib.Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "agop_jax":
+            rooms |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("agop_jax."):
+            rooms.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            rooms |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("agop_jax.")}
+    return rooms
+
+
+def test_every_room_has_a_floor():
+    assert {room(path) for path in sources()} == set(FLOOR)
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    own = room(path)
+    assert not {name for name in imported_rooms(path) - {own} if FLOOR[name] >= FLOOR[own]}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_public_names_are_there_and_hide_no_module(name):
+    package = importlib.import_module(f"agop_jax.{name}")
+    assert all(hasattr(package, public) for public in package.__all__)
+    for module in pkgutil.iter_modules(package.__path__):
+        assert not inspect.isroutine(getattr(package, module.name, None)), f"{name}.{module.name}"
+    assert package.__all__ == sorted(package.__all__, key=lambda public: (public.upper() != public, public))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import agop_jax
-from agop_jax import agop, taps
+from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline, Split
-from agop_jax.errors import UserError
-from agop_jax.layer_features import LayerFeatures
-from agop_jax.train import Settings, Trainer
+from agop_jax.features import grams, taps
+from agop_jax.features.layer import LayerFeatures
+from agop_jax.training.loop import Settings, Trainer
 from benchmarks import costs, features, limits, networks, run, tables, timing
 from benchmarks.tables import Claim, Row, Table
 from benchmarks.timing import Spread
@@ -232,6 +232,6 @@ def test_operations_are_those_that_xla_counts(name, size, fields):
 
     def one_cotangent(variables, images):
         labels, cotangents = jnp.zeros(1, int), jnp.ones((1, 1, 10))
-        return agop.gradient_grams(tapped, agop.output_function("logits"), variables, images, labels, cotangents)
+        return grams.gradient_grams(tapped, grams.output_function("logits"), variables, images, labels, cotangents)
 
     assert counted.extraction(1, 1) == pytest.approx(xla(one_cotangent), rel=0.15)

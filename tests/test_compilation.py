@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 import agop_jax
-from agop_jax import compilation, device_data, devices, donors
-from agop_jax.compilation import compile_within_memory, keep_compiled_code, within_memory
+from agop_jax.core import compilation, devices
+from agop_jax.core.compilation import compile_within_memory, keep_compiled_code, within_memory
+from agop_jax.core.errors import UserError
 from agop_jax.data import Split
-from agop_jax.errors import UserError
-from agop_jax.layer_features import LayerFeatures
+from agop_jax.experiments import donors
+from agop_jax.features.layer import LayerFeatures
+from agop_jax.training import device_data
 
 
 def test_needed_bytes_are_those_of_the_outputs_and_of_what_is_between():
@@ -96,7 +98,7 @@ def test_extraction_that_does_not_fit_says_so(network, method, outputs, monkeypa
 def test_compiled_code_is_kept_in_the_cache_folder(tmp_path):
     """Of the user, unless JAX is told otherwise."""
     program = (
-        "import jax; from agop_jax.compilation import keep_compiled_code; keep_compiled_code(); "
+        "import jax; from agop_jax.core.compilation import keep_compiled_code; keep_compiled_code(); "
         "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0); jax.jit(lambda x: x @ x)(jax.numpy.eye(9))"
     )
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agop_jax import experiment, train
+from agop_jax.experiments import experiment
+from agop_jax.training import loop
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 # height, width, channels and classes of the data sets; flowers as the configs resize them
@@ -56,7 +57,7 @@ def known(name: str) -> str:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_quick_run(path, stand_in, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "EVALUATION_BATCH", 50)  # the stand-ins are small
+    monkeypatch.setattr(loop, "EVALUATION_BATCH", 50)  # the stand-ins are small
     config = read(path, "quick")
     count = 2 * max(*config.recipients.train_sizes, 100)
     for field in (config.data, config.donor):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from agop_jax.pretrained import load_pretrained
+from agop_jax.models.pretrained import load_pretrained
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install -e '.[torch]'")
 import torch_networks as twins  # noqa: E402

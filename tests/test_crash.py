@@ -20,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agop_jax import models, store
+from agop_jax import models
+from agop_jax.core import arrays
 from agop_jax.data import Pipeline, load, subset
-from agop_jax.device_data import DeviceData
-from agop_jax.resumable import Stopped, stoppable, train_resumable
-from agop_jax.train import Settings, Trainer
+from agop_jax.training.device_data import DeviceData
+from agop_jax.training.loop import Settings, Trainer
+from agop_jax.training.resumable import Stopped, stoppable, train_resumable
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("AGOP_JAX_KILLS", "2"))
@@ -72,8 +73,8 @@ def assert_same(found: Path, wanted: Path) -> None:
     for metrics in sorted((wanted / "metrics").iterdir()):
         assert (found / "metrics" / metrics.name).read_bytes() == metrics.read_bytes(), metrics.name
     for name in ("donor", "features", "features_untrained"):
-        arrays = store.load_arrays(found / name)[0], store.load_arrays(wanted / name)[0]
-        jax.tree.map(np.testing.assert_array_equal, *arrays)
+        trees = arrays.load_arrays(found / name)[0], arrays.load_arrays(wanted / name)[0]
+        jax.tree.map(np.testing.assert_array_equal, *trees)
     assert not [path for path in found.rglob("*") if ".tmp" in path.name]
     assert not any((found / "checkpoints").iterdir())
 

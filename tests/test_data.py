@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline, Split, batch_indices, load, subset
 from agop_jax.data.splits import balanced_order
-from agop_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agop_jax.decompositions import SMALLEST, product_eigen, svd, svd_by_gram, thin_svd
-from agop_jax.feature_matrix import FeatureMatrix
+from agop_jax.features.decompositions import SMALLEST, product_eigen, svd, svd_by_gram, thin_svd
+from agop_jax.features.matrix import FeatureMatrix
 
 
 def factor(k, m, seed=0, stack=(), smallest=0.1):
@@ -92,7 +92,7 @@ def test_what_the_product_does_not_tell_is_left_to_the_plain_one(spoil):
 
 def test_only_what_is_known_and_in_float32_goes_the_faster_way(x64, monkeypatch):
     """Transformations and float64 take the plain definition, and so does what has no entries."""
-    monkeypatch.setattr("agop_jax.decompositions.svd_by_gram", None)
+    monkeypatch.setattr("agop_jax.features.decompositions.svd_by_gram", None)
     a = jnp.asarray(factor(5, 3))
     np.testing.assert_allclose(jax.jit(thin_svd)(a)[1], svd(a)[1], rtol=1e-6)
     np.testing.assert_allclose(thin_svd(a.astype(jnp.float64))[1], svd(a)[1], rtol=1e-6)

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from agop_jax import devices
-from agop_jax.errors import UserError
+from agop_jax.core import devices
+from agop_jax.core.errors import UserError
 
 PROGRAM = pathlib.Path(__file__).parent / "eight_devices.py"
 

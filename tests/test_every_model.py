@@ -7,9 +7,9 @@ import pytest
 
 from agop_jax import models
 from agop_jax.data import Pipeline, Split
-from agop_jax.extract import extract
-from agop_jax.train import Settings, Trainer
-from agop_jax.transplant import initialize
+from agop_jax.features.extraction import extract
+from agop_jax.initializers.model import initialize
+from agop_jax.training.loop import Settings, Trainer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

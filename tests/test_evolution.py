@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agop_jax import extract, feature_figures, models
+from agop_jax import extract, models
+from agop_jax.analysis.evolution import FeatureEvolution, effective_rank
+from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline, load, subset
-from agop_jax.device_data import DeviceData
-from agop_jax.errors import UserError
-from agop_jax.evolution import FeatureEvolution, effective_rank
-from agop_jax.feature_matrix import FeatureMatrix
-from agop_jax.train import Run, Settings, Trainer, train
+from agop_jax.features.matrix import FeatureMatrix
+from agop_jax.results import feature_figures
+from agop_jax.training.device_data import DeviceData
+from agop_jax.training.loop import Run, Settings, Trainer, train
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from agop_jax import agop, taps
-from agop_jax.errors import UserError
-from agop_jax.extract import MAX_UNROLLED, extract
-from agop_jax.layer_features import LayerFeatures
+from agop_jax.core.errors import UserError
+from agop_jax.features import grams, taps
+from agop_jax.features.extraction import MAX_UNROLLED, extract
+from agop_jax.features.layer import LayerFeatures
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -432,12 +432,12 @@ def test_no_step_makes_a_k_by_k_array(largest_intermediate):
     tapped = taps.tap(Wide(), variables, images)
     cotangents = jnp.ones((2, 2, 2))
 
-    def grams(variables):
-        return agop.gradient_grams(
+    def sums(variables):
+        return grams.gradient_grams(
             tapped, lambda logits, labels: logits, variables, images, jnp.zeros(2, int), cotangents
         )
 
-    assert largest_intermediate(grams, variables) <= 3 * 3 * 512 * 512
+    assert largest_intermediate(sums, variables) <= 3 * 3 * 512 * 512
     matrices = lambda kernel, gram: [getattr(LayerFeatures(kernel, gram, 1), name).trace for name in ("nfm", "agop")]
     assert largest_intermediate(matrices, variables["params"]["Conv_0"]["kernel"], jnp.eye(512)) == 3 * 3 * 512 * 512
 

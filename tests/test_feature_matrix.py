@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agop_jax.feature_matrix import FeatureMatrix
+from agop_jax.features.matrix import FeatureMatrix
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline, load
-from agop_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
 

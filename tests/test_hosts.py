@@ -12,8 +12,9 @@ import time
 import numpy as np
 import pytest
 
-from agop_jax.results import read_json, read_results
-from agop_jax.store import load_features
+from agop_jax.core.files import read_json
+from agop_jax.features.store import load_features
+from agop_jax.results.tables import read_results
 
 MINUTE = 60  # in which the survivor has to end, by the promise of `hosts`
 OPTIONS = (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import agop_jax
-from agop_jax.initializers import CONTROLS, METHODS, Covariance, get_method
+from agop_jax.initializers.registry import CONTROLS, METHODS, Covariance, get_method
 
 COVARIANCES = [name for name, method in METHODS.items() if isinstance(method.source, Covariance) and method.layerwise]
 CONTROLS_OF_HE_AGOP = [f"{control}:he_agop" for control in CONTROLS]

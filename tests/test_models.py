@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from agop_jax import models
-from agop_jax.errors import UserError
+from agop_jax.core.errors import UserError
 from agop_jax.models.layers import convolve, max_pool
 
 # (name, fields, image shape, number of parameters by hand)

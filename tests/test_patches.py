@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agop_jax.errors import UserError
-from agop_jax.patches import extract_patches, kernel_to_matrix, matrix_to_kernel
+from agop_jax.core.errors import UserError
+from agop_jax.features.patches import extract_patches, kernel_to_matrix, matrix_to_kernel
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

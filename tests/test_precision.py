@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agop_jax import agop, models
-from agop_jax.extract import extract, tap
+from agop_jax import models
+from agop_jax.features import grams
+from agop_jax.features.extraction import extract, tap
 
 OPERATIONS = ("dot_general", "conv_general_dilated")
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(8, 16, 16, 3)), jnp.float32)
@@ -29,8 +30,8 @@ def test_no_product_is_left_to_the_devices_default_precision():
     _, tapped = tap(model, variables, IMAGES)
     cotangents = jnp.ones((2, len(IMAGES), 3))
     labels = jnp.zeros(len(IMAGES), int)
-    grams = lambda v, x: agop.gradient_grams(tapped, agop.output_function("logits"), v, x, labels, cotangents)
-    found = [e for e in equations(jax.make_jaxpr(grams)(variables, IMAGES).jaxpr) if e.primitive.name in OPERATIONS]
+    sums = lambda v, x: grams.gradient_grams(tapped, grams.output_function("logits"), v, x, labels, cotangents)
+    found = [e for e in equations(jax.make_jaxpr(sums)(variables, IMAGES).jaxpr) if e.primitive.name in OPERATIONS]
     assert len(found) >= 3 + 2 * 2 + 2 * 3  # three layers forwards; two backwards and three Gram products a cotangent
     for equation in found:
         assert equation.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2

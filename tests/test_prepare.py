@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agop_jax.core.errors import UserError
 from agop_jax.data import load, prepare, prepared
-from agop_jax.errors import UserError
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra 'tfds'")
 from agop_jax.data import tiny_imagenet  # noqa: E402

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from agop_jax import data, donors, trees
+from agop_jax import data
+from agop_jax.core import trees
+from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline
-from agop_jax.defaults import experiment_config
-from agop_jax.errors import UserError
+from agop_jax.experiments import donors
+from agop_jax.experiments.config import experiment_config
 from agop_jax.models import create
+from agop_jax.models.pretrained import IMAGENET_STD, Pretrained, load_pretrained, save_pretrained
 from agop_jax.models.torch_names import FAMILIES, LEAVES
-from agop_jax.pretrained import IMAGENET_STD, Pretrained, load_pretrained, save_pretrained
 
 
 def real(name: str) -> Path:

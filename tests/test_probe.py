@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agop_jax import agop, taps
-from agop_jax.extract import extract
+from agop_jax.features import grams, taps
+from agop_jax.features.extraction import extract
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -51,7 +51,7 @@ def passes(variables):
     def one(key):
         cotangents = jax.random.rademacher(key, (1, N, CLASSES), jnp.float32)
         logits = lambda logits, labels: logits
-        return agop.gradient_grams(tapped, logits, variables, images, jnp.zeros(N, int), cotangents)["Conv_0"]
+        return grams.gradient_grams(tapped, logits, variables, images, jnp.zeros(N, int), cotangents)["Conv_0"]
 
     return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(2), POOL)))
 
@@ -68,7 +68,7 @@ def squared_errors(passes, exact, num_probes):
 
 
 def squared_standard_errors(passes, exact, num_probes):
-    variance = lambda group: agop.probe_variance(exact.matrix, group) / N**2
+    variance = lambda group: grams.probe_variance(exact.matrix, group) / N**2
     return np.asarray(jax.jit(jax.vmap(variance))(passes.reshape(-1, num_probes, *passes.shape[1:])))
 
 
@@ -164,14 +164,14 @@ def test_padding_has_no_cotangents():
 def test_cotangents_of_one_image_are_random_signs(outputs):
     """E[v v^T] = I at any place: over 4096 keys, each entry within 5 of its standard errors of 1 / 64."""
     keys = jax.random.split(jax.random.key(0), 4096)
-    found = jax.jit(jax.vmap(lambda key: agop.balanced_cotangents(key, jnp.array([11]), outputs)[0]))(keys)
+    found = jax.jit(jax.vmap(lambda key: grams.balanced_cotangents(key, jnp.array([11]), outputs)[0]))(keys)
     assert set(np.unique(found)) == {-1.0, 1.0}
     np.testing.assert_allclose(found.T @ found / 4096, np.eye(outputs), atol=5 / 64)
 
 
 @pytest.mark.parametrize(("outputs", "order"), [(1, 1), (2, 2), (5, 8), (8, 8)])
 def test_cotangents_of_many_images_add_up_to_the_identity(outputs, order):
-    found = agop.balanced_cotangents(jax.random.key(1), 3 + jnp.arange(2 * order), outputs)
+    found = grams.balanced_cotangents(jax.random.key(1), 3 + jnp.arange(2 * order), outputs)
     np.testing.assert_array_equal(found.T @ found, 2 * order * np.eye(outputs))
 
 

@@ -4,10 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from agop_jax import data, donors, trees
-from agop_jax.defaults import experiment_config
-from agop_jax.errors import UserError
-from agop_jax.recipients import Cell, Sweep
+from agop_jax import data
+from agop_jax.core import trees
+from agop_jax.core.errors import UserError
+from agop_jax.experiments import donors
+from agop_jax.experiments.config import experiment_config
+from agop_jax.experiments.sweep import Cell, Sweep
 
 TWELVE = (
     "kaiming_normal",

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from agop_jax import feature_figures, figures, pictures, results
-from agop_jax.errors import UserError
-from agop_jax.report import write_report
+from agop_jax.core import files
+from agop_jax.core.errors import UserError
+from agop_jax.results import feature_figures, figures, pictures, tables
+from agop_jax.results.page import write_report
 
 CHANCE = 0.1
 # init -> mean accuracy it trains to
@@ -54,7 +55,7 @@ def accuracy(init, seed, train_size=2000, width=1.0):
 def recipient(init, seed, train_size=2000, width=1.0):
     diverged = init == DIVERGING
     reached = CHANCE if diverged else accuracy(init, seed, train_size, width)
-    row = dict.fromkeys(results.RESULT_COLUMNS, reached)
+    row = dict.fromkeys(tables.RESULT_COLUMNS, reached)
     losses = dict.fromkeys(("test_loss", "validation_loss", "train_loss"), math.nan if diverged else 1.5)
     counts = {"steps": 250, "seconds": 3.2, "images_per_second": 5000.0, "diverged": int(diverged)}
     place = {"init": init, "seed": seed, "train_size": train_size, "width": width, "learning_rate": 0.1}
@@ -83,26 +84,26 @@ def curve(row):
 
 
 def write_minimal(path, rows):
-    results.write_rows(path / "results.csv", rows)
+    files.write_rows(path / "results.csv", rows)
     question = "Does <b>any</b> start from a donor's feature matrices help?"
     config = {"question": question, "seed": 0, "model": {"name": "small_cnn", "features": [32, 64, 128, 128]}}
     environment = {"agop_jax": "0.1.0", "jax": "0.10.2", "device": "2 x <cpu>", "date": "2025-01-01 12:00:00 +0000"}
-    results.atomic_write_text(path / "config.json", json.dumps(config))
-    results.atomic_write_text(path / "environment.json", json.dumps(environment))
+    files.atomic_write_text(path / "config.json", json.dumps(config))
+    files.atomic_write_text(path / "environment.json", json.dumps(environment))
 
 
 def write_optional(path, rows):
     rng = np.random.default_rng(0)
     for row in rows:
-        name = results.recipient_name(row["init"], row["train_size"], row["width"], row["seed"])
-        results.atomic_write_text(path / "metrics" / f"{name}.jsonl", curve(row))
+        name = tables.recipient_name(row["init"], row["train_size"], row["width"], row["seed"])
+        files.atomic_write_text(path / "metrics" / f"{name}.jsonl", curve(row))
         if row["seed"] == 0:
             (path / "filters").mkdir(exist_ok=True)
             initial = rng.normal(size=(3, 3, 3, 16))
             trained = initial * (math.nan if row["diverged"] else 1.1) + 0.2
             np.savez(path / "filters" / f"{name}.npz", initial=initial, trained=trained)
-    results.atomic_write_text(path / "metrics" / "donor.jsonl", curve(recipient("copy", 0)))
-    results.atomic_write_text(path / "donor.json", json.dumps({"test_accuracy": 0.712, "validation_accuracy": 0.7}))
+    files.atomic_write_text(path / "metrics" / "donor.jsonl", curve(recipient("copy", 0)))
+    files.atomic_write_text(path / "donor.json", json.dumps({"test_accuracy": 0.712, "validation_accuracy": 0.7}))
     key = {"train_size": 2000, "width": 1.0, "seed": 0}
     rates = [
         {
@@ -115,17 +116,17 @@ def write_optional(path, rows):
         for init, best in (("copy", 0.1), ("he_nfm", 0.3))
         for rate, chosen in ((rate, int(rate == best)) for rate in (0.03, 0.1, 0.3))
     ]
-    results.write_rows(path / "learning_rates.csv", [key | row for row in rates])
+    files.write_rows(path / "learning_rates.csv", [key | row for row in rates])
     fits = [("Conv_1", 0.8), ("Conv_2", 0.57), ("Conv_3", 0.47)]
     fit_rows = [{"init": "coupled_nfm", **key, "layer": layer, "explained_variance": r2} for layer, r2 in fits]
-    results.write_rows(path / "fits.csv", fit_rows)
+    files.write_rows(path / "fits.csv", fit_rows)
     spectra = [
         {"layer": f"Conv_{layer}", "matrix": matrix, "index": i, "eigenvalue": math.exp(-i * rate)}
         for layer in range(4)
         for matrix, rate in (("nfm", 0.1), ("agop", 0.4))
         for i in range(32)
     ]
-    results.write_rows(path / "spectra.csv", spectra)
+    files.write_rows(path / "spectra.csv", spectra)
 
 
 def grid(inits, seeds=3, sizes=(2000,), widths=(1.0,)):
@@ -139,7 +140,7 @@ def finished(tmp_path_factory):
     rows = grid([*ACCURACY, DIVERGING])
     write_minimal(path, rows)
     write_optional(path, rows)
-    return path, write_report(path, DESCRIPTIONS)
+    return path, write_report(path, DESCRIPTIONS, 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -197,8 +198,8 @@ def test_poor_fit_is_pointed_out(tmp_path, page):
     rows = grid(["kaiming_normal", "coupled_nfm"])
     write_minimal(tmp_path, rows)
     key = {"init": "coupled_nfm", "train_size": 2000, "width": 1.0, "seed": 0}
-    results.write_rows(tmp_path / "fits.csv", [{**key, "layer": "Conv_1", "explained_variance": 0.19}])
-    write_report(tmp_path, DESCRIPTIONS)
+    files.write_rows(tmp_path / "fits.csv", [{**key, "layer": "Conv_1", "explained_variance": 0.19}])
+    write_report(tmp_path, DESCRIPTIONS, 0.2)
     assert "Of a layer of coupled_nfm less than 20 % is explained" in (tmp_path / "report.html").read_text()
 
 
@@ -346,23 +347,23 @@ def test_damaged_metrics_and_filters_are_named(tmp_path):
 
 def test_rows_survive_writing_and_reading(tmp_path):
     rows = grid(["nfm", DIVERGING])
-    results.write_rows(tmp_path / "results.csv", rows)
-    for row, again in zip(rows, results.read_results(tmp_path / "results.csv"), strict=True):
+    files.write_rows(tmp_path / "results.csv", rows)
+    for row, again in zip(rows, tables.read_results(tmp_path / "results.csv"), strict=True):
         assert again == pytest.approx(row, nan_ok=True)
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
 
 
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    results.atomic_write_text(path, "old")
+    files.atomic_write_text(path, "old")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        results.atomic_write_text(path, "new")
+        files.atomic_write_text(path, "new")
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
 
 
 def test_recipient_name():
-    assert results.recipient_name("matched_spectrum:he_agop", 500, 2.0, 3) == "matched_spectrum-he_agop_n500_w2_s3"
+    assert tables.recipient_name("matched_spectrum:he_agop", 500, 2.0, 3) == "matched_spectrum-he_agop_n500_w2_s3"
 
 
 def test_patches_are_scaled_about_grey():
@@ -376,7 +377,7 @@ def test_patches_are_scaled_about_grey():
 
 
 def ansatz_row(layer, comparison, power, pearson, null, fitted=0):
-    row = dict.fromkeys(results.ANSATZ_COLUMNS, math.nan)
+    row = dict.fromkeys(tables.ANSATZ_COLUMNS, math.nan)
     place = {"layer": layer, "comparison": comparison, "power": power, "fitted": fitted, "pearson": pearson}
     return row | place | {"null_pearson_mean": null - 0.1, "null_pearson_95": null}
 
@@ -402,6 +403,6 @@ def test_the_ansatz_in_words_names_the_layers_that_do_not_exceed():
 def test_a_gallery_whose_picture_is_gone_is_named(tmp_path):
     write_minimal(tmp_path, grid(["nfm"]))
     entry = {"name": "donor_transforms", "caption": "c", "alt": "a", "width": 5.0}
-    results.atomic_write_text(tmp_path / "gallery.json", json.dumps({"entries": [entry]}))
+    files.atomic_write_text(tmp_path / "gallery.json", json.dumps({"entries": [entry]}))
     with pytest.raises(UserError, match=r"donor_transforms\.svg"):
         write_report(tmp_path, {})

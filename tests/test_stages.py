@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agop_jax import data, donors, experiment, load_features, train, workdir
-from agop_jax.defaults import experiment_config, shrink
-from agop_jax.errors import UserError
+from agop_jax import data, load_features
+from agop_jax.core.errors import UserError
+from agop_jax.experiments import donors, experiment, workdir
+from agop_jax.experiments.config import experiment_config, shrink
+from agop_jax.training import loop
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -66,7 +68,7 @@ def test_train_only_from_what_is_stored(extracted, tmp_path, monkeypatch):
     shutil.copytree(extracted, directory)
     before = contents(directory / "donor") | contents(directory / "features")
     monkeypatch.setattr(donors, "extract", None)  # no stage left to extract in
-    monkeypatch.setattr(train, "EVALUATION_BATCH", 100)
+    monkeypatch.setattr(loop, "EVALUATION_BATCH", 100)
     config = make_config("recipients,report")
     config.recipients.inits = ("kaiming_normal", "nfm", "coupled_nfm")
     experiment.run(config, directory)

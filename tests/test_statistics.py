@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from agop_jax.errors import UserError
-from agop_jax.statistics import compare, mean_interval, paired_difference, recovered_fraction, steps_to_reach
+from agop_jax.core.errors import UserError
+from agop_jax.results.statistics import compare, mean_interval, paired_difference, recovered_fraction, steps_to_reach
 
 HE, ISOTROPIC, SPECTRUM = "kaiming_normal", "matched_isotropic", "matched_spectrum"
 TEN = [f"init_{i}" for i in range(10)]

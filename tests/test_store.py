@@ -10,9 +10,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 import agop_jax
-from agop_jax import models, store, trees
-from agop_jax.errors import UserError
-from agop_jax.layer_features import LayerFeatures
+from agop_jax import models
+from agop_jax.core import arrays, trees
+from agop_jax.core.errors import UserError
+from agop_jax.features.layer import LayerFeatures
 
 ARRAYS = ("kernel", "gradient_gram", "standard_error", "patch_agop", "bias")
 ABOUT = {"model": {"name": "small_cnn", "features": [4, 8]}, "num_images": 7, "accuracy": 0.1 + 0.2}
@@ -171,7 +172,7 @@ def test_metadata_that_state_other_arrays_are_refused(copy, name, shape):
         described["shapes"][name] = [shape, "float32"]
     else:
         del described["shapes"][name]
-    (copy / "metadata.json").write_text(store._sealed(described))
+    (copy / "metadata.json").write_text(arrays._sealed(described))
     with pytest.raises(UserError, match=rf"{copy}': wanted {name} of shape"):
         agop_jax.load_features(copy)
 
@@ -184,8 +185,8 @@ def test_a_directory_that_is_not_there_or_not_ours(tmp_path):
 
 
 def test_other_arrays_are_no_features(tmp_path):
-    store.save_arrays(tmp_path / "donor", {"params": {"kernel": draw(2, 3)}}, {"step": 3})
-    found, about = store.load_arrays(tmp_path / "donor")
+    arrays.save_arrays(tmp_path / "donor", {"params": {"kernel": draw(2, 3)}}, {"step": 3})
+    found, about = arrays.load_arrays(tmp_path / "donor")
     np.testing.assert_array_equal(found["params"]["kernel"], draw(2, 3))
     assert about == {"step": 3}
     with pytest.raises(UserError, match="no features"):

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline, Split, StoredSplit, batch_indices, folder, load, sources, stored, stored_batches
-from agop_jax.device_data import DeviceData
-from agop_jax.donors import network_batches
-from agop_jax.errors import UserError
-from agop_jax.experiment import describe
-from agop_jax.resumable import Stopped, stoppable, train_resumable
-from agop_jax.train import Run, Settings, Trainer, train
+from agop_jax.experiments.donors import network_batches
+from agop_jax.experiments.experiment import describe
+from agop_jax.training.device_data import DeviceData
+from agop_jax.training.loop import Run, Settings, Trainer, train
+from agop_jax.training.resumable import Stopped, stoppable, train_resumable
 
 pytest.importorskip("grain", reason="needs the extra 'stream'")
 SHAPE = (6, 8, 3)
@@ -242,7 +242,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from agop_jax.data import StoredSplit, load
-from agop_jax.resumable import train_resumable
+from agop_jax.training.resumable import train_resumable
 from test_stored import INDICES, STREAMED, start
 
 asked, take = [], StoredSplit.take
@@ -339,9 +339,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from agop_jax.data import Pipeline, StoredSplit, load, subset
-import agop_jax.train
-from agop_jax.device_data import DeviceData
-from agop_jax.train import Run, Settings, Trainer, train
+import agop_jax.training.loop
+from agop_jax.training.device_data import DeviceData
+from agop_jax.training.loop import Run, Settings, Trainer, train
 
 class Tiny(nn.Module):
     @nn.compact
@@ -361,7 +361,7 @@ def epoch(trainer, steps=80):
     train(trainer, run, data, indices, 0.01, 0, lambda run, step: seen.append(resident()))
     return max(seen)
 
-agop_jax.train.EVALUATION_BATCH = 8  # intermediate results of 50 such images would take more than the data may
+agop_jax.training.loop.EVALUATION_BATCH = 8  # intermediate results of 50 such images would take more than the data may
 dataset = load(sys.argv[1], validation=0.02, memory=2.0**-30)
 trainer = new_trainer()
 epoch(trainer, steps=2)  # what the program itself takes

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from agop_jax import taps, taps_nnx
-from agop_jax.taps import LayerSpec
+from agop_jax.features import taps, taps_nnx
+from agop_jax.features.taps import LayerSpec
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agop_jax import ansatz, extract, theory
-from agop_jax.ansatz import Side, Spectrum, similarity
-from agop_jax.errors import UserError
+from agop_jax import extract
+from agop_jax.analysis import ansatz, theory
+from agop_jax.analysis.ansatz import Side, Spectrum, similarity
+from agop_jax.core.errors import UserError
 
 SIZE, OUTPUTS, EXAMPLES = 10, 4, 64
 POWERS = np.array([1.0, 1 / 2, 1 / 3, 1 / 4])

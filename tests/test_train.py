@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline, Split, batch_indices
-from agop_jax.device_data import DeviceData
-from agop_jax.errors import UserError
-from agop_jax.train import Run, Settings, Trainer, accuracy_at, train
+from agop_jax.training.device_data import DeviceData
+from agop_jax.training.loop import Run, Settings, Trainer, accuracy_at, train
 
 PIPELINE = Pipeline((0.5,), (0.25,))
 

@@ -12,10 +12,14 @@ import pytest
 from scipy import ndimage
 from sklearn.datasets import load_sample_image
 
-from agop_jax import agop, extract, feature_figures, models, pretrained, taps, transforms
+from agop_jax import extract, models
+from agop_jax.analysis import transforms
+from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline
-from agop_jax.errors import UserError
-from agop_jax.feature_matrix import FeatureMatrix
+from agop_jax.features import grams, taps
+from agop_jax.features.matrix import FeatureMatrix
+from agop_jax.models import pretrained
+from agop_jax.results import feature_figures
 
 OPTIONS = {
     "strided": {"kernel_size": (3, 3), "strides": 2, "padding": 1},
@@ -34,7 +38,7 @@ def test_is_the_norm_of_every_patch_through_the_power(options, matrix, power):
     found = transforms.image_transforms(model, variables, images, features, matrix=matrix, power=power)["Conv_0"]
     tapped = taps.tap(model, variables, images)
     record = tapped.apply(variables, None, images)[1]["Conv_0"][0]
-    patches = agop.patches_of(record, tapped.specs["Conv_0"])  # (n * positions, groups, k)
+    patches = grams.patches_of(record, tapped.specs["Conv_0"])  # (n * positions, groups, k)
     root = getattr(features["Conv_0"], matrix).power(power).dense()
     root = root if root.ndim == 3 else root[None]
     expected = jnp.sqrt((jnp.einsum("gij,pgj->pgi", root, patches) ** 2).sum((1, 2)))

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import agop_jax
-from agop_jax import coupling, trees
-from agop_jax.coupling import fit_basis, moments
-from agop_jax.sources import mixing
-from agop_jax.streams import residual_streams
-from agop_jax.transplant import transplant
+from agop_jax.core import trees
+from agop_jax.initializers import coupling
+from agop_jax.initializers.coupling import fit_basis, moments
+from agop_jax.initializers.model import transplant
+from agop_jax.initializers.sources import mixing
+from agop_jax.initializers.streams import residual_streams
 
 LAYERS = ".*Conv_.*"
 
@@ -209,7 +210,7 @@ def test_shared_mixing_keeps_the_residual_stream_readable(images, monkeypatch):
     network = donor_of(Residual(), images)
     shared = start("coupled_nfm", network, images).explained_variance
     own = lambda model, variables, images: {path: path for path in shared}
-    monkeypatch.setattr("agop_jax.transplant.residual_streams", own)
+    monkeypatch.setattr("agop_jax.initializers.model.residual_streams", own)
     separate = start("coupled_nfm", network, images).explained_variance
     readers = ["Block_0/Conv_0", "Block_1/Conv_0", "Block_1/Conv_2"]
     assert np.mean([shared[path] - separate[path] for path in readers]) > 0.05

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from agop_jax.core.errors import UserError
 from agop_jax.data.images import common_shape, decode, read_header
 from agop_jax.data.splits import AnySplit, StoredSplit, split_off_test
-from agop_jax.errors import UserError
 
 Listed = list[tuple[Path, int]]  # pictures with their labels
 

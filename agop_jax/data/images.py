@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from agop_jax.errors import UserError
+from agop_jax.core.errors import UserError
 
 # what Pillow raises for a file that is no picture, cut short, changed or suspiciously large
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agop_jax.core.errors import UserError
+from agop_jax.core.types import Array, Float, Images, PRNGKey
 from agop_jax.data.sources import Dataset
 from agop_jax.data.splits import AnySplit, balanced_order
-from agop_jax.errors import UserError
-from agop_jax.types import Array, Float, Images, PRNGKey
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 from absl import logging
 
+from agop_jax.core.errors import UserError, unknown_name
 from agop_jax.data import prepared
-from agop_jax.errors import UserError, unknown_name
 
 SECONDS = 10  # to wait for a first answer of a server
 

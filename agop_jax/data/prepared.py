@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from agop_jax.core.errors import UserError, unknown_name
 from agop_jax.data.images import decode
 from agop_jax.data.splits import AnySplit, StoredSplit, split_off_test
-from agop_jax.errors import UserError, unknown_name
 
 NAMES = ("cifar10", "cifar100", "fashion_mnist", "mnist", "oxford_flowers102", "svhn_cropped", "tiny_imagenet")
 FORMAT = "array_record"  # the format that can be read without TensorFlow

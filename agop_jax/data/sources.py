@@ -2,15 +2,15 @@
 
 import dataclasses
 import math
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from agop_jax import hosts
+from agop_jax.core import hosts
+from agop_jax.core.errors import UserError, unknown_name
+from agop_jax.core.files import UNREADABLE
 from agop_jax.data import prepared
 from agop_jax.data.folder import read_folder
 from agop_jax.data.splits import (
@@ -22,10 +22,7 @@ from agop_jax.data.splits import (
     memory_bytes,
     split_off_test,
 )
-from agop_jax.errors import UserError, unknown_name
 
-# what NumPy raises for a file that is none of its own, of arrays of objects, cut short or changed
-UNREADABLE = (ValueError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 SAMPLE = 10_000  # images of a streamed training split that mean and std are taken of
 GIB = 2**30
 AT_ONCE = 2**23  # bytes of images that are summed up in one go

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from agop_jax.errors import UserError
+from agop_jax.core.errors import UserError
 
 TEST_FRACTION = 0.2  # of a source that has no test split of its own
 TEST_SEED = 0  # part of such a data set, not of an experiment: the test images never change

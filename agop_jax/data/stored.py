@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from agop_jax.core.errors import UserError
 from agop_jax.data.pipeline import batch_indices
 from agop_jax.data.splits import StoredSplit
-from agop_jax.errors import UserError
 
 READ_AHEAD = 2  # batches, each decoded by threads of its own: one may wait for the disk while another is decoded
 

@@ -12,8 +12,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from agop_jax.core.errors import UserError
 from agop_jax.data.images import UNREADABLE
-from agop_jax.errors import UserError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 ARCHIVE = "tiny-imagenet-200.zip"

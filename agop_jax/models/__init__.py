@@ -1,56 +1,6 @@
-"""Networks by name: `create('small_cnn', num_classes=10, features=(32, 64))`."""
+"""Networks by name, `create('small_cnn', num_classes=10, features=(32, 64))`, and networks trained elsewhere."""
 
-import dataclasses
-from functools import partial
-from typing import Any
+from agop_jax.models.pretrained import Pretrained, load_pretrained, save_pretrained
+from agop_jax.models.registry import MODELS, create, describe
 
-import flax.linen as nn
-
-from agop_jax.errors import UserError, unknown_name
-from agop_jax.models.alexnet import AlexNet
-from agop_jax.models.cnn import LeNet5, SmallCNN
-from agop_jax.models.resnet import CIFARResNet, ResNet
-from agop_jax.models.vgg import STAGES, VGG
-from agop_jax.models.vit import ViT
-
-MODELS: dict[str, partial[nn.Module]] = {
-    "lenet5": partial(LeNet5),
-    "small_cnn": partial(SmallCNN),
-    "alexnet": partial(AlexNet),
-    **{f"vgg{depth}": partial(VGG, depth=depth) for depth in STAGES},
-    **{f"vgg{depth}_bn": partial(VGG, depth=depth, batch_norm=True) for depth in STAGES},
-    **{f"resnet{depth}": partial(ResNet, depth=depth) for depth in (18, 34, 50)},
-    **{f"resnet{depth}": partial(CIFARResNet, depth=depth) for depth in (20, 32, 44, 56)},
-    "vit_tiny": partial(ViT),
-}
-
-
-def create(name: str, num_classes: int, width: float = 1.0, **fields: Any) -> nn.Module:
-    """The network of this name with fresh, unbound weights.
-
-    Args:
-      name: a key of `MODELS`.
-      num_classes: logits of its head.
-      width: factor on the number of channels of every hidden layer.
-      **fields: further fields of the network, such as `features` of 'small_cnn' or `head` of 'vgg11'.
-    """
-    if name not in MODELS:
-        raise unknown_name("model", name, MODELS)
-    own = {field.name for field in dataclasses.fields(MODELS[name].func)}
-    known = own - {"parent", "name", "num_classes", "width", *MODELS[name].keywords}
-    for field in fields:
-        if field not in known:
-            raise unknown_name(f"field of model {name!r}", field, known)
-    if width <= 0:
-        raise UserError(f"model width: wanted a factor above 0, got {width}")
-    return MODELS[name](num_classes=num_classes, width=width, **fields)
-
-
-def describe(model: nn.Module) -> dict[str, Any]:
-    """The arguments with which `create` makes this network."""
-    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-    for name, make in MODELS.items():
-        if make.func is type(model) and all(fields[key] == value for key, value in make.keywords.items()):
-            own = fields.keys() - {"parent", "name", *make.keywords}
-            return {"name": name, **{key: fields[key] for key in sorted(own)}}
-    raise UserError(f"{type(model).__name__} is none of the models here: {', '.join(MODELS)}")
+__all__ = ["MODELS", "Pretrained", "create", "describe", "load_pretrained", "save_pretrained"]

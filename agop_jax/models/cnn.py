@@ -2,9 +2,9 @@
 
 import flax.linen as nn
 
-from agop_jax.errors import UserError
+from agop_jax.core.errors import UserError
+from agop_jax.core.types import Array, Float
 from agop_jax.models.layers import Conv, max_pool, scaled
-from agop_jax.types import Array, Float
 
 
 class SmallCNN(nn.Module):

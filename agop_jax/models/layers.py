@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agop_jax.types import Array, Float
+from agop_jax.core.types import Array, Float
 
 SMALL = 2  # inputs up to 2 x 2
 

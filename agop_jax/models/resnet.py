@@ -6,9 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from agop_jax.errors import unknown_name
+from agop_jax.core.errors import unknown_name
+from agop_jax.core.types import Array, Float
 from agop_jax.models.layers import BatchNorm, Conv, max_pool, scaled
-from agop_jax.types import Array, Float
 
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}  # depth -> blocks (Table 1)
 STEMS = ("imagenet", "cifar")

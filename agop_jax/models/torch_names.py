@@ -15,17 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agop_jax import trees
-from agop_jax.errors import UserError
-from agop_jax.models import MODELS, create
+from agop_jax.core import trees
+from agop_jax.core.errors import UserError
+from agop_jax.core.types import Variables
 from agop_jax.models.alexnet import AlexNet
 from agop_jax.models.cnn import LeNet5
+from agop_jax.models.registry import MODELS, create
 from agop_jax.models.resnet import STAGES as RESNET_STAGES
 from agop_jax.models.resnet import CIFARResNet, ResNet
 from agop_jax.models.vgg import STAGES as VGG_STAGES
 from agop_jax.models.vgg import VGG
 from agop_jax.models.vit import ViT
-from agop_jax.types import Variables
 
 State = Mapping[str, np.ndarray]
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}

@@ -2,9 +2,9 @@
 
 import flax.linen as nn
 
-from agop_jax.errors import UserError, unknown_name
+from agop_jax.core.errors import UserError, unknown_name
+from agop_jax.core.types import Array, Float
 from agop_jax.models.layers import BatchNorm, Conv, adaptive_mean_pool, max_pool, scaled
-from agop_jax.types import Array, Float
 
 FEATURES = (64, 128, 256, 512, 512)  # channels of the five stages
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # convolutions in each

@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from agop_jax.errors import UserError
+from agop_jax.core.errors import UserError
+from agop_jax.core.types import Array, Float
 from agop_jax.models.layers import scaled
-from agop_jax.types import Array, Float
 
 HEAD_FEATURES = 64  # channels of one attention head
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from agop_jax import agop
-from agop_jax.extract import Extractor, tap
+from agop_jax.features import grams
+from agop_jax.features.extraction import Extractor, tap
 from benchmarks import costs, limits, networks, timing
 from benchmarks.peers import extraction
 from benchmarks.peers import networks as torch_networks
@@ -157,12 +157,12 @@ def probe(size: int, batch: int, width: float, outputs: int = OUTPUTS) -> Work:
     model, variables = networks.create("vgg11", size, outputs, width)
     images = jnp.asarray(networks.smooth_images(batch, size))
     _, tapped = tap(model, variables, images)
-    output, labels = agop.output_function("logits"), jnp.zeros(batch, jnp.int32)
+    output, labels = grams.output_function("logits"), jnp.zeros(batch, jnp.int32)
 
     @jax.jit
     def step(variables, images, key):
         cotangents = jax.random.rademacher(key, (1, batch, outputs), jnp.float32)
-        return agop.gradient_grams(tapped, output, variables, images, labels, cotangents)
+        return grams.gradient_grams(tapped, output, variables, images, labels, cotangents)
 
     key = jax.random.key(0)
     return lambda: step(variables, images, key)

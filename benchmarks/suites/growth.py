@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from agop_jax import models
-from agop_jax.extract import Extractor
+from agop_jax.features.extraction import Extractor
 from agop_jax.models.vgg import STAGES
 from benchmarks import costs, networks, pictures, timing
 from benchmarks.run import Options

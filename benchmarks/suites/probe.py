@@ -16,9 +16,9 @@ import torch
 from jax.experimental.compilation_cache import compilation_cache
 
 import agop_jax
+from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline
-from agop_jax.errors import UserError
-from agop_jax.extract import Extractor
+from agop_jax.features.extraction import Extractor
 from benchmarks import networks, pictures, timing
 from benchmarks.run import Options
 from benchmarks.suites import extract as extract_suite

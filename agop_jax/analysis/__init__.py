@@ -1,0 +1,20 @@
+"""What a trained network learned, read off its features."""
+
+from agop_jax.analysis.ansatz import ansatz_report
+from agop_jax.analysis.evolution import FeatureEvolution, effective_rank
+from agop_jax.analysis.theory import DeepLinear, Fact, balanced_start, descend, fact
+from agop_jax.analysis.transforms import eigenvector_patches, feature_maps, image_transforms
+
+__all__ = [
+    "DeepLinear",
+    "Fact",
+    "FeatureEvolution",
+    "ansatz_report",
+    "balanced_start",
+    "descend",
+    "effective_rank",
+    "eigenvector_patches",
+    "fact",
+    "feature_maps",
+    "image_transforms",
+]

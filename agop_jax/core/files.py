@@ -1,0 +1,114 @@
+"""Files as a whole or not at all: text, JSON and CSV tables whose columns have types.
+
+A file is written under a temporary name and then renamed, so that a reader never meets half of one.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from agop_jax.core import hosts
+from agop_jax.core.errors import UserError
+
+# what NumPy raises for a file that is none of its own, of arrays of objects, cut short or changed
+UNREADABLE = (ValueError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+Row = dict[str, Any]
+
+
+Columns = Mapping[str, Callable[[str], Any]]
+
+
+def atomic_write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Write the whole file under a temporary name beside it, then rename; makes missing folders.
+
+    Of several processes the first writes, for all of them.
+    """
+    if not hosts.is_first():
+        return
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write_text(path: str | os.PathLike, text: str) -> None:
+    """`atomic_write_bytes` in UTF-8, with the line ends as given."""
+    atomic_write_bytes(path, text.encode())
+
+
+def write_rows(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A CSV file with the columns of the first row; None becomes an empty cell. No rows: an empty file."""
+    rows = list(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    if rows:
+        writer.writeheader()
+    writer.writerows(rows)
+    atomic_write_text(path, text.getvalue())
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """A UTF-8 file, or a `UserError` that names it."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; the experiment that writes it has not finished here") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def read_table(path: str | os.PathLike, columns: Columns) -> list[Row]:
+    """A CSV file's rows with each of `columns` converted; further columns stay text.
+
+    Raises:
+      UserError: names the file and, where there is one, the line and the column.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    missing = [name for name in columns if name not in (reader.fieldnames or ())]
+    if missing:
+        raise UserError(f"{path}: wanted the columns {', '.join(columns)}; missing: {', '.join(missing)}")
+    try:
+        return [_converted(row, columns, f"{path}, line {reader.line_num}") for row in reader]
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
+
+
+def read_optional_table(path: str | os.PathLike, columns: Columns) -> list[Row]:
+    """`read_table`, or no rows where there is no such file."""
+    return read_table(path, columns) if Path(path).exists() else []
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """A file with one JSON object."""
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: wanted a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _converted(row: Mapping[str, str | None], columns: Columns, place: str) -> Row:
+    if None in row or None in row.values():
+        raise UserError(f"{place}: wanted {len(row) - (None in row)} cells, found another number; the file is damaged")
+    return {name: _cell(text or "", columns.get(name, str), f"{place}, column {name}") for name, text in row.items()}
+
+
+def _cell(text: str, convert: Callable[[str], Any], place: str) -> Any:
+    """An empty cell of a float column is nan."""
+    try:
+        return math.nan if convert is float and not text else convert(text)
+    except ValueError:
+        raise UserError(f"{place}: wanted {convert.__name__}, found {text!r}") from None

@@ -1,0 +1,163 @@
+"""What the donor learned, for the work directory and its report: the ansatz with its null, and pictures."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.image
+import numpy as np
+from flax.errors import FlaxError
+
+from agop_jax.analysis import transforms
+from agop_jax.analysis.ansatz import ansatz_report
+from agop_jax.core import files, trees
+from agop_jax.core.errors import UserError
+from agop_jax.data import Dataset
+from agop_jax.experiments.donors import DonorNetwork
+from agop_jax.experiments.workdir import ANSATZ, GALLERY
+from agop_jax.models.pretrained import Pretrained
+from agop_jax.results import feature_figures, figures
+
+SHOWN = 5  # layers of one picture, spread evenly over the network
+
+
+def write_ansatz(
+    path: Path, config: Any, donor: DonorNetwork, untrained: Pretrained | None, images: np.ndarray, labels: np.ndarray
+) -> None:
+    """`ansatz.csv`, unless it is there.
+
+    Args:
+      path: the work directory.
+      config: of the experiment.
+      donor: the trained network.
+      untrained: the same before its training, where that is known.
+      images: (n, h, w, c), normalised for the donor.
+      labels: (n,).
+    """
+    wanted, outputs = config.ansatz, config.features.outputs
+    if (path / ANSATZ).exists() or not wanted.draws or config.features.method == "probe":
+        return
+    rows = ansatz_report(
+        donor.model,
+        donor.variables,
+        images,
+        None if untrained is None else untrained.variables,
+        powers=tuple(wanted.powers),
+        layers=config.recipients.layers,
+        draws=wanted.draws,
+        resamples=wanted.resamples,
+        outputs=outputs,
+        labels=labels if outputs == "loss" else None,
+        seed=config.seed,
+    )
+    files.write_rows(path / ANSATZ, rows)
+
+
+def read_picture(file: str) -> np.ndarray:
+    """A PNG or JPEG file as uint8 (h, w, 3), without transparency."""
+    try:
+        picture = matplotlib.image.imread(Path(file).expanduser())
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"pictures.image: {file!r} is no readable picture ({error})") from None
+    picture = picture if picture.dtype == np.uint8 else np.round(255 * picture).astype(np.uint8)
+    picture = picture if picture.ndim == 3 else picture[..., None]
+    return picture[..., :3] if picture.shape[-1] >= 3 else np.repeat(picture[..., :1], 3, axis=-1)
+
+
+def write_gallery(path: Path, config: Any, donor: DonorNetwork, dataset: Dataset) -> None:
+    """`figures/donor_*` and `gallery.json`, which names them with their captions; unless it is there for this picture.
+
+    Raises:
+      UserError: a picture that the network does not take, or a regular expression that matches no convolution.
+    """
+    wanted = config.pictures.to_dict()
+    if (path / GALLERY).exists() and files.read_json(path / GALLERY)["pictures"] == wanted:
+        return
+    channels = len(donor.pipeline.mean)
+    picture = read_picture(wanted["image"]) if wanted["image"] else dataset.test.take(np.arange(1)).load().images[0]
+    if channels == 1 and picture.shape[-1] == 3:
+        picture = picture.mean(-1, keepdims=True).astype(np.uint8)
+    entries = [_save(path, *drawn) for drawn in _drawn(donor, picture, wanted["layers"])]
+    files.atomic_write_text(path / GALLERY, json.dumps({"pictures": wanted, "entries": entries}, indent=1))
+
+
+def _drawn(donor: DonorNetwork, picture: np.ndarray, layers: str) -> list[tuple[str, figures.Figure, str, str]]:
+    """Name, figure, caption and alternative text of each picture."""
+    images = donor.pipeline(jnp.asarray(picture)[None])
+    _require_size(donor, images)
+    first_last = _spread(list(donor.features), 2)
+    drawn = [
+        (
+            "donor_heat_maps",
+            feature_figures.heat_maps({name: donor.features[name] for name in first_last}),
+            "NFM and AGOP of the donor's first and last layer. Rows and columns are the entries of a patch, position "
+            "by position and within it channel by channel; red is above zero, blue below. Where the two look alike, "
+            "the layer weighs directions as its effect on the output does.",
+            f"Heat maps of NFM and AGOP of {' and '.join(first_last)}.",
+        )
+    ]
+    maps = {name: found[0] for name, found in _feature_maps(donor, images, layers).items()}
+    if not maps:
+        return drawn
+    chosen = _spread(list(maps), SHOWN)
+    pattern = "|".join(map(re.escape, chosen))
+    seen = transforms.image_transforms(donor.model, donor.variables, images, donor.features, pattern)
+    first = donor.features[next(iter(maps))]
+    return [
+        *drawn,
+        (
+            "donor_eigenvectors",
+            feature_figures.filter_patches(_eigenvectors(first)),
+            f"The eight top eigenvectors of NFM and AGOP of {first.path}, as filters: the directions of a patch that "
+            "the layer amplifies most, and those that matter most to the output.",
+            f"Top eigenvectors of NFM and AGOP of {first.path} as small patches.",
+        ),
+        (
+            "donor_transforms",
+            feature_figures.transform_grid(picture, {name: np.asarray(found[0]) for name, found in seen.items()}),
+            "A picture through the square root of each layer's AGOP: the norm of AGOP^(1/2) x for every patch x of the "
+            "layer's input. Bright is what the network's output is sensitive to at this layer.",
+            f"A picture beside its transforms by {', '.join(chosen)}.",
+        ),
+        (
+            "donor_feature_maps",
+            feature_figures.feature_maps({name: np.asarray(maps[name]) for name in chosen}),
+            "Outputs of the donor's convolutions for the same picture, the eight channels of largest variance of each "
+            "layer; numbers are those of the channels.",
+            f"Feature maps of {', '.join(chosen)}.",
+        ),
+    ]
+
+
+def _require_size(donor: DonorNetwork, images: Any) -> None:
+    try:
+        jax.eval_shape(lambda x: transforms.feature_maps(donor.model, donor.variables, x), images)
+    except (FlaxError, TypeError) as error:  # by what does not fit
+        raise UserError(f"pictures.image: the donor does not take a picture of {images.shape[1:3]}") from error
+
+
+def _feature_maps(donor: DonorNetwork, images: Any, layers: str) -> Mapping[str, Any]:
+    """Of the chosen convolutions; none of a network without any."""
+    every = transforms.feature_maps(donor.model, donor.variables, images)
+    return {name: every[name] for name in trees.select(every, layers)} if every else {}
+
+
+def _eigenvectors(layer: Any) -> dict[str, np.ndarray]:
+    shape = tuple(layer.kernel.shape[:-1])
+    matrices = {name.upper(): feature_figures.first_of_stack(getattr(layer, name)) for name in ("nfm", "agop")}
+    return {name: transforms.eigenvector_patches(matrix, shape) for name, matrix in matrices.items()}
+
+
+def _spread(names: list[str], number: int) -> list[str]:
+    """At most so many of them, the first and the last included."""
+    places = np.unique(np.linspace(0, len(names) - 1, number).round().astype(int))
+    return [names[place] for place in places]
+
+
+def _save(path: Path, name: str, figure: figures.Figure, caption: str, alt: str) -> dict[str, Any]:
+    figures.save(figure, path / "figures" / name)
+    return {"name": name, "caption": caption, "alt": alt, "width": figure.get_figwidth()}

@@ -1,0 +1,95 @@
+"""What is known of one layer: its kernel and the gradients at its output. Everything else follows."""
+
+from functools import cached_property, partial
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from agop_jax.core.errors import UserError
+from agop_jax.core.types import Array, Float, Kernel, Scalar
+from agop_jax.features.decompositions import thin_svd
+from agop_jax.features.matrix import HIGHEST, FeatureMatrix
+from agop_jax.features.patches import kernel_to_matrix
+
+
+@struct.dataclass
+class LayerFeatures:
+    """A Conv or Dense layer of a donor, over `count` images.
+
+    A convolution is linear in its patch, so its gradient there is `W delta` with delta the gradient at its output, and
+
+        NFM  = W W^T                (Radhakrishnan et al. 2024, "Mechanism for feature learning", eq. 2, for filters)
+        AGOP = W S W^T,  S = (1 / count) sum_images sum_positions sum_outputs delta delta^T
+
+    hold exactly: `kernel` and `gradient_gram` are the whole state. Normaliser: images only, so that AGOP adds up over
+    positions, over outputs, and over the calls of a module that is used more than once.
+
+    Attributes:
+      kernel: as the layer used it, (*spatial, cin / groups, cout); Dense (cin, cout); scanned layers lead with a step
+        axis.
+      gradient_gram: S, (cout, cout), or per group (groups, cout / groups, cout / groups). None after `patch_jacobian`.
+      count: number of images.
+      path: the layer's place in the parameter tree, parts joined by '/'.
+      groups: `feature_group_count` of the convolution.
+      stacked: number of leading axes that an `nn.scan` or `nn.vmap` put before the kernel's own.
+      standard_error: root mean square of |estimate - AGOP|_F over the random cotangents of `probe`; else None.
+      bias: (cout,) of the layer, if it has one; for copies.
+      patch_agop: the dense k x k AGOP of `patch_jacobian`, which yields no S where W lacks full column rank; else None.
+    """
+
+    kernel: Kernel
+    gradient_gram: Float[Array, "*stack filters filters"] | None
+    count: int = struct.field(pytree_node=False)
+    path: str = struct.field(pytree_node=False, default="")
+    groups: int = struct.field(pytree_node=False, default=1)
+    stacked: int = struct.field(pytree_node=False, default=0)
+    standard_error: Scalar | None = None
+    patch_agop: Float[Array, "*stack k k"] | None = None
+    bias: Float[Array, "*scan cout"] | None = None
+
+    @property
+    def matrix(self) -> Float[Array, "*stack k filters"]:
+        """W: one filter a column; (groups, k, cout / groups) for a grouped convolution."""
+        to_matrix = partial(kernel_to_matrix, groups=self.groups)
+        for _ in range(self.stacked):
+            to_matrix = jax.vmap(to_matrix)
+        return to_matrix(self.kernel)
+
+    @cached_property
+    def nfm(self) -> FeatureMatrix:
+        """W W^T."""
+        with jax.ensure_compile_time_eval():  # a tracer in the cache would outlive its trace
+            return FeatureMatrix.from_factor(self.matrix)
+
+    @cached_property
+    def agop(self) -> FeatureMatrix:
+        """W S W^T."""
+        with jax.ensure_compile_time_eval():
+            if self.patch_agop is not None:
+                return FeatureMatrix.from_dense(self.patch_agop)
+            return FeatureMatrix.from_product(self.matrix, self._gram)
+
+    def factor(self, matrix: str) -> Float[Array, "*stack k filters"]:
+        """F with F F^T = 'nfm', 'agop' or 'sqrt_agop', whose columns stay aligned with the donor's filters.
+
+        NFM: W. AGOP: W S^(1/2). AGOP^(1/2): U D^(1/2) V^T where W S^(1/2) = U D V^T.
+        """
+        if matrix == "nfm":
+            return self.matrix
+        factor = jnp.einsum("...kc,...cd->...kd", self.matrix, self.gram_root, precision=HIGHEST)
+        if matrix == "agop":
+            return factor
+        left, singular, right = thin_svd(factor)
+        return jnp.einsum("...kr,...r,...rc->...kc", left, jnp.sqrt(singular), right, precision=HIGHEST)
+
+    @property
+    def gram_root(self) -> Float[Array, "*stack filters filters"]:
+        """The symmetric S^(1/2)."""
+        return FeatureMatrix.from_dense(self._gram).power(0.5).dense()
+
+    @property
+    def _gram(self) -> Float[Array, "*stack filters filters"]:
+        if self.gradient_gram is None:
+            raise UserError(f"layer {self.path!r}: method 'patch_jacobian' gives no gradient Gram matrix, use 'gram'")
+        return self.gradient_gram

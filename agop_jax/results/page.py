@@ -1,0 +1,168 @@
+"""A finished work directory -> figures, summary.csv and one self-contained report.html."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup, escape
+
+from agop_jax.core import files
+from agop_jax.core.files import Row
+from agop_jax.results import pictures, summary, tables
+from agop_jax.results.pictures import Picture
+from agop_jax.results.summary import BASELINE, Summary
+from agop_jax.results.tables import Work
+
+Key = tuple[str, int, float]  # init, train_size, width
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one setting."""
+
+    title: str
+    lines: list[Summary]
+    text: list[tuple[str, str]]
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class Pivot:
+    """Means over seeds: a line for each init and setting, a column for each learning rate or layer."""
+
+    columns: list[Any]
+    lines: dict[Key, dict[Any, float]]
+
+
+def write_report(workdir: str | os.PathLike, descriptions: Mapping[str, str], poor_fit: float = 0.0) -> str:
+    """Write figures/*.png, figures/*.svg, summary.csv and report.html into `workdir`.
+
+    Args:
+      workdir: what the experiment runner wrote; only config, environment and results.csv must be there.
+      descriptions: init -> one line, `INITIALIZERS`.
+      poor_fit: explained variance of a coupled layer below which the page warns.
+
+    Returns:
+      A plain-text table for the terminal.
+
+    Raises:
+      UserError: a file is missing or damaged; the message names it.
+    """
+    work = tables.read_work(workdir)
+    lines = summary.summarise(work.results, work.curves)
+    files.write_rows(work.path / "summary.csv", [_blank_nan(asdict(line)) for line in lines])
+    files.atomic_write_text(work.path / "report.html", _page(work, lines, descriptions, poor_fit))
+    return summary.terminal_table(lines)
+
+
+def _blank_nan(row: Row) -> Row:
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+
+
+def _page(work: Work, lines: Sequence[Summary], descriptions: Mapping[str, str], poor_fit: float) -> str:
+    settings = {line.setting: [other for other in lines if other.setting == line.setting] for line in lines}
+    rates = _pivot(sorted(work.rates, key=lambda row: row["learning_rate"]), "learning_rate", "validation_accuracy")
+    chosen = {(*_key(row), row["learning_rate"]) for row in work.rates if row["chosen"]}
+    return _template().render(
+        question=str(work.config.get("question") or "Which initialisation is best?"),
+        sections=[_section(work, group) for group in settings.values()],
+        overall=summary.in_every_setting(lines) if len(settings) > 1 else [],
+        trends=pictures.trends(work, lines),
+        donor=pictures.donor(work),
+        ansatz=pictures.ansatz(work),
+        ansatz_words=pictures.ansatz_words(work.ansatz),
+        gallery=pictures.gallery(work),
+        donor_accuracy=work.donor.get("test_accuracy"),
+        filters=pictures.filters(work, lines),
+        rates=rates,
+        chosen=chosen,
+        edge=_rates_at_the_edge(rates, chosen),
+        fits=(fits := _pivot(work.fits, "layer", "explained_variance")),
+        poorly_fitted=_poorly_fitted(fits, poor_fit),
+        poor_fit=poor_fit,
+        descriptions={line.init: _description(line.init, descriptions) for line in sorted(lines, key=lambda x: x.init)},
+        config=json.dumps(work.config, indent=2, ensure_ascii=False),
+        environment=work.environment,
+    )
+
+
+def _section(work: Work, lines: list[Summary]) -> Section:
+    title = summary.setting_name(lines[0].setting)
+    return Section(title, lines, summary.in_words(lines), pictures.of_setting(work, lines))
+
+
+def _key(row: Row) -> Key:
+    return row["init"], row["train_size"], row["width"]
+
+
+def _pivot(rows: Sequence[Row], column: str, value: str) -> Pivot:
+    cells: dict[Key, dict[Any, list[float]]] = {}
+    for row in rows:
+        cells.setdefault(_key(row), {}).setdefault(row[column], []).append(row[value])
+    means = {key: {name: float(np.mean(found)) for name, found in line.items()} for key, line in cells.items()}
+    return Pivot(list(dict.fromkeys(row[column] for row in rows)), means)
+
+
+def _rates_at_the_edge(rates: Pivot, chosen: set[tuple]) -> list[str]:
+    """Inits whose chosen rate is the smallest or the largest tried: a wider grid might serve them better."""
+    at_edge = [
+        key[0]
+        for key, line in rates.lines.items()
+        if len(line) > 1 and ((*key, min(line)) in chosen or (*key, max(line)) in chosen)
+    ]
+    return list(dict.fromkeys(at_edge))
+
+
+def _poorly_fitted(fits: Pivot, poor_fit: float) -> list[str]:
+    """Inits with a layer whose basis was hardly carried along."""
+    return list(dict.fromkeys(key[0] for key, line in fits.lines.items() if min(line.values()) < poor_fit))
+
+
+def _description(init: str, descriptions: Mapping[str, str]) -> str:
+    """A control such as 'matched_spectrum:he_agop' is described by the two parts of its name."""
+    if init in descriptions:
+        return descriptions[init]
+    control, _, base = init.partition(":")
+    return f"{descriptions[control]}; made for {base}" if control in descriptions and base else ""
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("agop_jax.results"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "points": _points, "count": _count, "breakable": _breakable}
+    environment.globals |= {
+        "baseline": BASELINE,
+        "idle": summary.IDLE,
+        "setting_name": summary.setting_name,
+    }
+    return environment.get_template("report.html.j2")
+
+
+def _percent(fraction: float, digits: int = 1) -> str:
+    return f"{100 * fraction:.{digits}f}".replace("-", "\N{MINUS SIGN}") if math.isfinite(fraction) else "\N{EN DASH}"
+
+
+def _points(difference: float) -> str:
+    return summary.points(difference) if math.isfinite(difference) else "\N{EN DASH}"
+
+
+def _breakable(text: str) -> Markup:
+    """Names in it may break after ':' and '_', as a narrow column needs."""
+    return Markup(re.sub("(?<=[:_])", "<wbr>", str(escape(text))))
+
+
+def _count(number: float | int | None) -> str:
+    if number == math.inf:
+        return "never"
+    return "\N{EN DASH}" if number is None or math.isnan(number) else f"{number:,.0f}"

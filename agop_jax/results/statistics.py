@@ -1,0 +1,312 @@
+"""Which initialisation is better, from results over paired seeds: intervals, verdicts and the seeds it would take.
+
+A pair is two recipients of one seed, training-set size and width; only differences within pairs are judged, so that
+what a seed does to both cancels. Intervals are Student's t: they take differences to be roughly normal over seeds,
+which a recipient that diverges now and then breaks. Each difference has its own standard deviation, since
+initialisations differ in theirs.
+
+Many comparisons: Bonferroni (Dunn 1961, Journal of the American Statistical Association 56, 52). Of m comparisons each
+interval is taken at 1 - (1 - confidence) / m and each p-value times m, whatever their dependence (all share a
+baseline). Holm would reject a little more, but has no intervals that agree with its verdicts; here the verdict is read
+off the interval.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from agop_jax.core.errors import UserError, unknown_name
+
+SELECTED_BY = "validation_accuracy"
+POINT = 0.01  # one percentage point of accuracy
+POWER = 0.8
+# Differences closer than this are the same: float32 noise is below it, one image of any test set above.
+RESOLUTION = 1e-6
+NAN = math.nan
+
+Row = Mapping[str, Any]
+Setting = tuple[int, float]  # train_size, width
+BySeed = dict[int, float]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over n seeds with its two-sided Student t interval; n = 1: no interval, `low` and `high` are nan."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What `init` gains over `against`, in the metric's units (fractions for accuracy).
+
+    Attributes:
+      mean: over `n` paired seeds.
+      low: end of the interval corrected for the number of comparisons, like `high`; nan where the seeds support none.
+      p_value: two-sided, corrected; nan if n = 1.
+      verdict: 'better' or 'worse' if the interval excludes 0, else 'no difference seen'; 'too few seeds' without one.
+      seeds_for_one_point: paired seeds, in all, to see a true difference of `POINT` with probability `POWER` and the
+        same correction. It takes the standard deviation of these n differences for the true one: with n = 5 the right
+        number may be 0.4 to 8 times it (chi-squared, 95 %). None if there is none: n = 1, or all differences the same.
+    """
+
+    init: str
+    against: str
+    train_size: int
+    width: float
+    mean: float
+    low: float
+    high: float
+    n: int
+    p_value: float
+    verdict: str
+    seeds_for_one_point: int | None
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """The part of the reference's gain over the baseline that `init` has: 0 none, 1 all; nan where no gain is seen.
+
+    `low` and `high` are not corrected for the number of initialisations.
+    """
+
+    init: str
+    train_size: int
+    width: float
+    fraction: float
+    low: float
+    high: float
+    n: int
+
+
+def mean_interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
+    """Mean and Student t interval of the mean the values were drawn around."""
+    values = np.asarray(list(values), np.float64)
+    n = len(values)
+    if n == 0:
+        raise UserError("wanted at least one value for a mean, found none")
+    mean = float(values.mean())
+    if n == 1:
+        return Interval(mean, NAN, NAN, n)
+    half = _critical(n, 1 - confidence) * float(values.std(ddof=1)) / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def paired_difference(
+    a: BySeed, b: BySeed, *, init: str, against: str, setting: Setting, comparisons: int = 1, confidence: float = 0.95
+) -> Difference:
+    """`a` minus `b` (seed -> value) over the seeds both have, as one of `comparisons`.
+
+    Raises:
+      UserError: no seed in common.
+    """
+    seeds = a.keys() & b.keys()
+    if not seeds:
+        raise UserError(f"{init} and {against} have no seed in common: {sorted(a)} and {sorted(b)}")
+    differences = _differences(a, b, seeds)
+    level = (1 - confidence) / comparisons
+    interval, p_value = _test(differences, level)
+    p_value = min(p_value * comparisons, 1.0)  # in this order nan stays nan
+    needed = None if _same(differences) else _seeds_to_see(POINT, float(differences.std(ddof=1)), level)
+    parts = (p_value, _verdict(interval), needed)
+    return Difference(init, against, *setting, interval.mean, interval.low, interval.high, interval.n, *parts)
+
+
+def compare(
+    rows: Iterable[Row],
+    *,
+    baseline: str = "kaiming_normal",
+    controls: Sequence[str] = ("matched_isotropic", "matched_spectrum"),
+    metric: str = "test_accuracy",
+    confidence: float = 0.95,
+) -> list[Difference]:
+    """Every initialisation against the baseline and against the better of its matched controls, by setting.
+
+    A setting is a training-set size and a width; of `metric` higher is better. 'matched_isotropic:X' is the control
+    made for X; if X has such, plain controls are passed over. The better control is the one of higher mean validation
+    accuracy, so that the choice does not see the test set. Controls are compared with the baseline only. Where baseline
+    or controls are missing or share no seed with the initialisation, there is no such difference.
+
+    Two families are corrected for in each setting: all differences from the baseline (those of controls too), and all
+    from controls; one with a single seed has no verdict and does not count. So in a setting the chance of any false
+    verdict is at most 5 % against the baseline and as much against controls; ten settings are ten such chances. The
+    control that looks better was partly lucky, on the test set too: between equals a false 'better' becomes rarer and
+    a false 'worse' commoner, together still within the 5 % (simulated in the tests).
+
+    Raises:
+      UserError: a value is missing or not finite, or a recipient is there twice.
+    """
+    rows = list(rows)
+    selection = _by_setting((row for row in rows if _is_control(row["init"], controls)), SELECTED_BY)
+    found = []
+    for setting, values in _by_setting(rows, metric).items():
+        others = [init for init in values if init != baseline]
+        found += _family([(init, baseline) for init in others], values, setting, confidence)
+        judged = {init: values[init] for init in others if not _is_control(init, controls)}
+        best = {init: _better_control(init, own, selection.get(setting, {}), controls) for init, own in judged.items()}
+        found += _family([(init, control) for init, control in best.items() if control], values, setting, confidence)
+    return found
+
+
+def recovered_fraction(
+    rows: Iterable[Row],
+    *,
+    baseline: str = "kaiming_normal",
+    reference: str = "copy",
+    metric: str = "test_accuracy",
+    confidence: float = 0.95,
+) -> list[Recovered]:
+    """(init - baseline) / (reference - baseline) of the means over the seeds all three have, by setting.
+
+    nan unless the reference is better than the baseline by its own t interval at `confidence`: a ratio to a gain that
+    may be zero, or to a loss, says nothing.
+    """
+    found = []
+    for setting, values in _by_setting(rows, metric).items():
+        none, whole = values.get(baseline, {}), values.get(reference, {})
+        for init, own in values.items():
+            seeds = own.keys() & none.keys() & whole.keys()
+            if seeds and init not in (baseline, reference):
+                ratio = _ratio(_differences(own, none, seeds), _differences(whole, none, seeds), 1 - confidence)
+                found.append(Recovered(init, *setting, ratio.mean, ratio.low, ratio.high, ratio.n))
+    return found
+
+
+def steps_to_reach(curve: Iterable[tuple[int, float]], target: float) -> int | None:
+    """The first step at which a curve of (step, accuracy) is at `target` or above; None: never.
+
+    Linear between evaluations, rounded up; evaluations that are nan are left out. The first crossing of a noisy curve
+    comes earlier than that of its mean.
+    """
+    before = None
+    for step, accuracy in curve:
+        if accuracy >= target:
+            if before is None:
+                return step
+            slope = (accuracy - before[1]) / (step - before[0])
+            return math.ceil(before[0] + (target - before[1]) / slope - RESOLUTION)
+        if not math.isnan(accuracy):
+            before = step, accuracy
+    return None
+
+
+def _differences(a: BySeed, b: BySeed, seeds: Iterable[int]) -> np.ndarray:
+    return np.array([a[seed] - b[seed] for seed in sorted(seeds)])
+
+
+def _critical(n: int, level: float) -> float:
+    """Student's t of n - 1 degrees of freedom exceeded on either side with probability `level`."""
+    return float(special.stdtrit(n - 1, 1 - level / 2))
+
+
+def _same(differences: np.ndarray) -> bool:
+    """No spread was seen, as with a single pair; accuracies are multiples of 1 / images, so it happens by chance."""
+    return bool(np.ptp(differences) <= RESOLUTION)
+
+
+def _test(differences: np.ndarray, level: float) -> tuple[Interval, float]:
+    """The interval and two-sided p-value of a mean difference at an already corrected `level`.
+
+    n > 1 differences that are all the same would have a t interval of no width and p = 0, and those of accuracies on a
+    few hundred images do agree now and then. They are judged by the sign test instead: p = 2^(1 - n), and no interval
+    until that is within `level` (6 seeds for one comparison at 5 %, 9 for ten). If all are zero it is [0, 0].
+    """
+    interval, n = mean_interval(differences, 1 - level), len(differences)
+    if n == 1:
+        return interval, NAN
+    if not _same(differences):
+        t = interval.mean / (float(differences.std(ddof=1)) / math.sqrt(n))
+        return interval, float(2 * special.stdtr(n - 1, -abs(t)))
+    if abs(interval.mean) <= RESOLUTION:
+        return Interval(0.0, 0.0, 0.0, n), 1.0
+    p_value = 2.0 ** (1 - n)
+    end = interval.mean if p_value <= level else NAN
+    return Interval(interval.mean, end, end, n), p_value
+
+
+def _verdict(interval: Interval) -> str:
+    if math.isnan(interval.low):
+        return "too few seeds"
+    return "better" if interval.low > 0 else "worse" if interval.high < 0 else "no difference seen"
+
+
+def _seeds_to_see(difference: float, sd: float, level: float) -> int:
+    """The least n with which a paired t test at `level` finds a true `difference` with probability `POWER`.
+
+    Power by the non-central t distribution (Cohen 1988, Statistical Power Analysis, ch. 2), from the n that would do if
+    `sd` were known, which is never too large.
+    """
+    known_sd = (special.ndtri(1 - level / 2) + special.ndtri(POWER)) * sd / difference
+    n = max(2, math.ceil(known_sd**2))
+    while special.nctdtr(n - 1, math.sqrt(n) * difference / sd, _critical(n, level)) > 1 - POWER:
+        n += 1
+    return n
+
+
+def _by_setting(rows: Iterable[Row], metric: str) -> dict[Setting, dict[str, BySeed]]:
+    """setting -> init -> seed -> value of the metric."""
+    found: dict[Setting, dict[str, BySeed]] = {}
+    for row in rows:
+        if metric not in row:
+            raise unknown_name("metric", metric, row)
+        init, seed, value = row["init"], row["seed"], row[metric]
+        values = found.setdefault((row["train_size"], row["width"]), {}).setdefault(init, {})
+        if seed in values:
+            raise UserError(f"init {init!r}, seed {seed}: two results of one training-set size and width, wanted one")
+        if not math.isfinite(value):
+            raise UserError(f"init {init!r}, seed {seed}: {metric} is {value}, wanted a finite number")
+        values[seed] = float(value)
+    return found
+
+
+def _is_control(init: str, controls: Sequence[str]) -> bool:
+    """Also one made for an init, 'matched_isotropic:X', or with options, 'matched_isotropic@lsuv'."""
+    return init.partition("@")[0].partition(":")[0] in controls
+
+
+def _better_control(init: str, values: BySeed, selection: dict[str, BySeed], controls: Sequence[str]) -> str | None:
+    """Of the init's own controls, else of the plain ones, the best on validation over the seeds shared with it."""
+    own = [name for name in (f"{control}:{init}" for control in controls) if name in selection]
+    means = {}
+    for name in own or [name for name in controls if name in selection]:
+        scores = [score for seed, score in selection[name].items() if seed in values]
+        if scores:
+            means[name] = math.fsum(scores) / len(scores)
+    return max(means, key=lambda name: means[name], default=None)
+
+
+def _family(
+    pairs: Iterable[tuple[str, str]], values: dict[str, BySeed], setting: Setting, confidence: float
+) -> list[Difference]:
+    """The differences corrected for together: (init, against); those of no seed in common are left out."""
+    shared = {(a, b): len(values[a].keys() & values.get(b, {}).keys()) for a, b in pairs}
+    m = max(1, sum(n > 1 for n in shared.values()))
+    return [
+        paired_difference(
+            values[a], values[b], init=a, against=b, setting=setting, comparisons=m, confidence=confidence
+        )
+        for (a, b), n in shared.items()
+        if n
+    ]
+
+
+def _ratio(gain: np.ndarray, whole: np.ndarray, level: float) -> Interval:
+    """mean(gain) / mean(whole) of pairs, with the interval of Fieller 1954 (J. R. Stat. Soc. B 16, 175).
+
+    It holds those ratios r for which the t interval of the mean of gain - r * whole has 0 in it: the roots of
+    a r^2 - 2 b r + c. Unlike a bootstrap it holds its level with 3 or 5 seeds.
+    """
+    n, x, y = len(gain), float(gain.mean()), float(whole.mean())
+    if not _test(whole, level)[0].low > 0:
+        return Interval(NAN, NAN, NAN, n)
+    (xx, xy), (_, yy) = np.cov(gain, whole) * _critical(n, level) ** 2 / n
+    a, b, c = y * y - yy, x * y - xy, x * x - xx
+    root = math.sqrt(max(0.0, b * b - a * c))
+    return Interval(x / y, float(b - root) / a, float(b + root) / a, n)

@@ -1,0 +1,253 @@
+"""One line per initialisation, training-set size and width, and the same in plain words.
+
+Accuracies and their differences are fractions; words and tables show per cent and points.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from agop_jax.core.files import Row
+from agop_jax.results import statistics
+from agop_jax.results.tables import Curves
+
+BASELINE = "kaiming_normal"
+COPIES = ("copy", "copy_tiled", "copy_spaced")  # what the fraction of the gain recovered is measured by
+IDLE = "does not train"
+NAN = math.nan
+NBSP = "\N{NO-BREAK SPACE}"
+
+Setting = tuple[int, float]  # train_size, width
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A line of summary.csv. nan or None, or '' for a name or verdict, where there is nothing to compare with.
+
+    Attributes:
+      n: seeds; `diverged` of them did.
+      trains: 0 if every seed diverged or the mean accuracy is at chance.
+      test_accuracy: mean over seeds, with `low` and `high` its 95 % t interval.
+      he_difference: mean of the paired differences from He, with the interval and verdict of `statistics.compare`.
+      control: the better of the matched controls, with the same differences from it.
+      copy_recovered: (accuracy - He) / (copy of the donor - He).
+      steps_to_he: median over seeds of the steps until validation reaches He's last accuracy of that seed; inf: never.
+      seeds_for_one_point: seeds needed to see a difference of one point from He.
+    """
+
+    init: str
+    train_size: int
+    width: float
+    n: int
+    diverged: int
+    trains: int
+    test_accuracy: float
+    low: float
+    high: float
+    he_difference: float
+    he_low: float
+    he_high: float
+    he_verdict: str
+    control: str
+    control_difference: float
+    control_low: float
+    control_high: float
+    control_verdict: str
+    copy_recovered: float
+    steps_to_he: float
+    seeds_for_one_point: int | None
+    learning_rate: str
+
+    @property
+    def setting(self) -> Setting:
+        """What recipients must share to be compared."""
+        return self.train_size, self.width
+
+
+def summarise(results: Sequence[Row], curves: Curves) -> list[Summary]:
+    """By setting, and within it by mean accuracy, best first."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in results:
+        groups.setdefault((row["init"], row["train_size"], row["width"]), []).append(row)
+    differences = {
+        (found.init, found.train_size, found.width, found.against == BASELINE): found
+        for found in statistics.compare(results)
+    }
+    recovered = {
+        (r.init, r.train_size, r.width): r.fraction
+        for copy in reversed(COPIES)
+        for r in statistics.recovered_fraction(results, reference=copy)
+    }
+    chance = _chance(curves)
+    lines = [
+        Summary(
+            *key,
+            **_accuracy(rows, chance),
+            **_difference("he", differences.get((*key, True))),
+            **_difference("control", differences.get((*key, False))),
+            copy_recovered=recovered.get(key, NAN),
+            steps_to_he=_steps_to_baseline(rows, curves),
+            seeds_for_one_point=getattr(differences.get((*key, True)), "seeds_for_one_point", None),
+            learning_rate="/".join(f"{rate:g}" for rate in sorted({row["learning_rate"] for row in rows})),
+        )
+        for key, rows in groups.items()
+    ]
+    return sorted(lines, key=lambda line: (*line.setting, -line.test_accuracy, line.init))
+
+
+def _chance(curves: Curves) -> float:
+    """The accuracy of untrained networks, as measured: the median over recipients at step 0; 0 if unknown."""
+    starts = [rows[0]["validation_accuracy"] for rows in curves.values() if rows and rows[0]["step"] == 0]
+    starts = [start for start in starts if math.isfinite(start)]
+    return float(np.median(starts)) if starts else 0.0
+
+
+def _accuracy(rows: Sequence[Row], chance: float) -> dict[str, Any]:
+    interval = statistics.mean_interval([row["test_accuracy"] for row in rows])
+    diverged = sum(row["diverged"] for row in rows)
+    at_chance = interval.mean <= chance + min(0.02, 0.5 * chance)
+    return {
+        "n": len(rows),
+        "diverged": diverged,
+        "trains": int(diverged < len(rows) and not at_chance),
+        "test_accuracy": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
+    }
+
+
+def _difference(prefix: str, found: statistics.Difference | None) -> dict[str, Any]:
+    names = ("difference", "low", "high", "verdict")
+    values = (NAN, NAN, NAN, "") if found is None else (found.mean, found.low, found.high, found.verdict)
+    fields: dict[str, Any] = {f"{prefix}_{name}": value for name, value in zip(names, values, strict=True)}
+    return fields if prefix == "he" else fields | {"control": found.against if found else ""}
+
+
+def _steps_to_baseline(rows: Sequence[Row], curves: Curves) -> float:
+    steps = []
+    for row in rows:
+        place = row["train_size"], row["width"], row["seed"]
+        own, baseline = curves.get((row["init"], *place)), curves.get((BASELINE, *place))
+        if own and baseline:
+            target = baseline[-1]["validation_accuracy"]
+            course = ((point["step"], point["validation_accuracy"]) for point in own)
+            reached = statistics.steps_to_reach(course, target)
+            steps.append(math.inf if reached is None else reached)
+    return float(np.median(steps)) if steps else NAN
+
+
+def setting_name(setting: Setting) -> str:
+    """Such as '500 images, width 1'."""
+    return f"{setting[0]:,} images, width {setting[1]:g}"
+
+
+def points(difference: float) -> str:
+    """A difference of fractions in percentage points, with its sign."""
+    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def in_words(lines: Sequence[Summary]) -> list[tuple[str, str]]:
+    """What one setting shows and does not show: (a few words that lead in, the rest of the sentence)."""
+    trained = [line for line in lines if line.trains and line.init != BASELINE]
+    parts = [
+        ("", _what_was_done(lines)),
+        *_verdicts("he", "He", trained),
+        *_verdicts("control", "the better matched control", trained),
+        ("Better than He, but not than the control, so that scale or spectrum may explain it", _only_scale(trained)),
+        ("Did not train at all (diverged or stayed at chance)", _names(line for line in lines if not line.trains)),
+        ("", _power(trained)),
+    ]
+    return [(lead, text) for lead, text in parts if text]
+
+
+def in_every_setting(lines: Sequence[Summary]) -> list[tuple[str, str]]:
+    """The same for several settings: what holds in all of them."""
+    settings = {line.setting for line in lines}
+    parts = []
+    for prefix, against in (("he", "He"), ("control", "the better matched control")):
+        for verdict in ("better", "worse"):
+            found = [line.init for line in lines if line.trains and getattr(line, f"{prefix}_verdict") == verdict]
+            names = [init for init in dict.fromkeys(found) if found.count(init) == len(settings)]
+            lead = f"{verdict.capitalize()} than {against} in all {len(settings)} settings"
+            parts.append((lead, ", ".join(names) or "none"))
+    return parts
+
+
+def _what_was_done(lines: Sequence[Summary]) -> str:
+    seeds = sorted({line.n for line in lines})
+    seeds_text = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    text = f"{len(lines)} initialisations were trained on {setting_name(lines[0].setting)}, with {seeds_text} seed"
+    text += "." if seeds == [1] else "s each."
+    baseline = next((line for line in lines if line.init == BASELINE), None)
+    if baseline is None:
+        return f"{text} He ({BASELINE}) is not among them, so there is nothing to compare them with."
+    return f"{text} He ({BASELINE}) gets {100 * baseline.test_accuracy:.1f}{NBSP}% of the test set right."
+
+
+def _verdicts(prefix: str, against: str, lines: Sequence[Summary]) -> list[tuple[str, str]]:
+    """A part for each verdict that occurs; `prefix` is that of the fields to read."""
+    leads = {
+        "better": f"Better than {against} (points)",
+        "worse": f"Worse than {against} (points)",
+        "no difference seen": f"No difference from {against} seen",
+        "too few seeds": f"Too few seeds to tell from {against}",
+    }
+    parts = []
+    for verdict, lead in leads.items():
+        found = [line for line in lines if getattr(line, f"{prefix}_verdict") == verdict]
+        parts.append((lead, _names(found, f"{prefix}_difference" if verdict in ("better", "worse") else "")))
+    return parts
+
+
+def _names(lines: Iterable[Summary], difference: str = "") -> str:
+    """The names, each with its points in the field `difference` if there is to be any."""
+    names = (f"{line.init}{NBSP}{points(getattr(line, difference))}" if difference else line.init for line in lines)
+    return ", ".join(names)
+
+
+def _only_scale(lines: Sequence[Summary]) -> str:
+    return _names(x for x in lines if x.he_verdict == "better" and x.control_verdict not in ("", "better"))
+
+
+def _power(lines: Sequence[Summary]) -> str:
+    """How much a verdict of 'no difference seen' is worth."""
+    if not any(line.he_verdict for line in lines):
+        return ""
+    if all(line.he_verdict in ("", "too few seeds") for line in lines):
+        return "So few seeds support no conclusion about differences."
+    widths = [(line.he_high - line.he_low) / 2 for line in lines if math.isfinite(line.he_high - line.he_low)]
+    seeds = [line.seeds_for_one_point for line in lines if line.seeds_for_one_point is not None]
+    text = (
+        f"A difference from He is known here to about ±{100 * np.median(widths):.1f} points (median), so smaller ones"
+    )
+    text += " may well exist unseen."
+    return text + (f" To see one point would take about {np.median(seeds):.0f} seeds an init." if seeds else "")
+
+
+def terminal_table(lines: Iterable[Summary]) -> str:
+    """A block a setting: mean test accuracy and half its 95 % interval in per cent, points from He, verdict."""
+    blocks: dict[Setting, list[tuple[str, ...]]] = {}
+    for line in lines:
+        half = f" ± {50 * (line.high - line.low):.1f}" if math.isfinite(line.high - line.low) else ""
+        accuracy = f"{100 * line.test_accuracy:.1f}{half}"
+        difference = points(line.he_difference) if line.trains and math.isfinite(line.he_difference) else ""
+        verdict = line.he_verdict if line.trains else IDLE
+        blocks.setdefault(line.setting, []).append((line.init, accuracy, str(line.n), difference, verdict))
+    header = ("init", "test %", "n", "vs He", "verdict")
+    return "\n\n".join(f"{setting_name(key)}\n{_aligned([header, *rows])}" for key, rows in blocks.items())
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i in (0, 4) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)

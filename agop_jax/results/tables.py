@@ -1,0 +1,178 @@
+"""The work directory's tidy files: one place that knows their columns and reads them."""
+
+import json
+import math
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from agop_jax.core.errors import UserError
+from agop_jax.core.files import Columns, Row, read_json, read_optional_table, read_table, read_text
+
+Recipient = tuple[str, int, float, int]  # init, train_size, width, seed
+Kernels = tuple[np.ndarray, np.ndarray]  # first layer before and after training, (kh, kw, cin, cout)
+Curves = Mapping[Recipient, list[Row]]
+
+# One recipient a row. Accuracies are fractions; accuracy_at_P is on validation after P % of the step budget.
+RESULT_COLUMNS: Columns = {
+    "init": str,
+    "seed": int,
+    "train_size": int,
+    "width": float,
+    "learning_rate": float,
+    "test_accuracy": float,
+    "test_loss": float,
+    "validation_accuracy": float,
+    "validation_loss": float,
+    "train_accuracy": float,
+    "train_loss": float,
+    "accuracy_at_5": float,
+    "accuracy_at_20": float,
+    "accuracy_at_100": float,
+    "steps": int,
+    "seconds": float,
+    "images_per_second": float,
+    "diverged": int,
+}
+# The grid on validation data; chosen is 1 for the rate the recipients were trained with.
+RATE_COLUMNS: Columns = {
+    "init": str,
+    "train_size": int,
+    "width": float,
+    "learning_rate": float,
+    "seed": int,
+    "validation_accuracy": float,
+    "validation_loss": float,
+    "chosen": int,
+}
+# R^2 of the regression that carries the donor's basis from one layer to the next.
+FIT_COLUMNS: Columns = {
+    "init": str,
+    "seed": int,
+    "train_size": int,
+    "width": float,
+    "layer": str,
+    "explained_variance": float,
+}
+# Of the donor's feature matrices ('nfm', 'agop'), largest eigenvalue first.
+SPECTRUM_COLUMNS: Columns = {"layer": str, "matrix": str, "index": int, "eigenvalue": float}
+# NFM against powers of the AGOP, as `ansatz.ansatz_report` explains; empty where a comparison has no such number.
+ANSATZ_COLUMNS: Columns = {
+    "layer": str,
+    "comparison": str,
+    "power": float,
+    "fitted": int,
+    "power_low": float,
+    "power_high": float,
+    "pearson": float,
+    "null_pearson_mean": float,
+    "null_pearson_95": float,
+    "cosine": float,
+    "null_cosine_mean": float,
+    "null_cosine_95": float,
+}
+
+METRIC_NAMES = ("step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+
+
+def recipient_name(init: str, train_size: int, width: float, seed: int) -> str:
+    """The stem of a recipient's own files, such as 'he_nfm_n500_w1_s0'; ':' is not allowed in names on every system."""
+    return f"{init.replace(':', '-')}_n{train_size}_w{width:g}_s{seed}"
+
+
+def read_results(path: str | os.PathLike) -> list[Row]:
+    """`results.csv`: one recipient a row, at least one row, none twice; accuracies are finite after divergence too."""
+    rows = read_table(path, RESULT_COLUMNS)
+    if not rows:
+        raise UserError(f"{path}: wanted one row a recipient, found none")
+    seen = set()
+    for row in rows:
+        name = recipient_name(*_recipient(row))
+        if name in seen:
+            raise UserError(f"{path}: recipient {name} is there twice, in the columns init, train_size, width, seed")
+        seen.add(name)
+        for column in ("test_accuracy", "validation_accuracy"):
+            if not math.isfinite(row[column]):
+                raise UserError(f"{path}: recipient {name}, column {column}: wanted a number, found {row[column]}")
+    return rows
+
+
+def read_metrics(path: str | os.PathLike) -> list[Row]:
+    """A recipient's curves, one dict a line, by step; null (stored for a number that is not finite) becomes nan."""
+    rows = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        try:
+            values = json.loads(line)
+            row = {name: math.nan if values[name] is None else float(values[name]) for name in METRIC_NAMES}
+            rows.append(row | {"step": int(row["step"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}, line {number}: wanted {', '.join(METRIC_NAMES)} ({error!r})") from error
+    return rows
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a finished experiment left in its directory; what it did not write is empty."""
+
+    path: Path
+    config: Row
+    environment: Row
+    results: list[Row]
+    curves: Curves
+    donor: Row
+    donor_curve: list[Row]
+    rates: list[Row]
+    fits: list[Row]
+    spectra: list[Row]
+    ansatz: list[Row]
+    gallery: list[Row]
+    filters: dict[str, Kernels]
+
+
+def read_work(path: str | os.PathLike) -> Work:
+    """Everything the report needs, or a `UserError` that names the file that is damaged."""
+    path = Path(path)
+    rows = read_results(path / "results.csv")
+    return Work(
+        path=path,
+        config=read_json(path / "config.json"),
+        environment=read_json(path / "environment.json"),
+        results=rows,
+        curves={_recipient(row): _optional_metrics(path, recipient_name(*_recipient(row))) for row in rows},
+        donor=read_json(path / "donor.json") if (path / "donor.json").exists() else {},
+        donor_curve=_optional_metrics(path, "donor"),
+        rates=read_optional_table(path / "learning_rates.csv", RATE_COLUMNS),
+        fits=read_optional_table(path / "fits.csv", FIT_COLUMNS),
+        spectra=read_optional_table(path / "spectra.csv", SPECTRUM_COLUMNS),
+        gallery=read_json(path / "gallery.json")["entries"] if (path / "gallery.json").exists() else [],
+        ansatz=read_optional_table(path / "ansatz.csv", ANSATZ_COLUMNS),
+        filters=_read_filters(path, rows),
+    )
+
+
+def _recipient(row: Row) -> Recipient:
+    return row["init"], row["train_size"], row["width"], row["seed"]
+
+
+def _optional_metrics(path: Path, name: str) -> list[Row]:
+    file = path / "metrics" / f"{name}.jsonl"
+    return read_metrics(file) if file.exists() else []
+
+
+def _read_filters(path: Path, rows: Sequence[Row]) -> dict[str, Kernels]:
+    """By init, of its first recipient that has any."""
+    found: dict[str, Kernels] = {}
+    for row in rows:
+        file = path / "filters" / f"{recipient_name(*_recipient(row))}.npz"
+        if row["init"] in found or not file.exists():
+            continue
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                found[row["init"]] = arrays["initial"], arrays["trained"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{file}: wanted the arrays 'initial' and 'trained' ({error})") from error
+    return found

@@ -1,0 +1,334 @@
+"""One training loop for donors and recipients.
+
+Everything a run depends on is an argument: the initial variables, the images' indices, the learning rate and the seed.
+The compiled step takes them as data, so that all initialisations, seeds and learning rates of one network share it.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from agop_jax.core import devices, hosts
+from agop_jax.core.compilation import compile_within_memory, jit
+from agop_jax.core.errors import UserError, unknown_name
+from agop_jax.core.types import Array, Variables
+from agop_jax.data import AnySplit, Pipeline, Split, batch_indices, stored_batches
+from agop_jax.features.taps import inference_arguments
+from agop_jax.training.device_data import DeviceData
+
+EVALUATED_AT = (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)  # per cent of the steps
+EVALUATION_BATCH = 500  # images, and no more pixels than this many of 224 x 224: forward passes have to fit, too
+EVALUATION_PIXELS = 64 * 224 * 224
+AMPLE_BYTES = 2**30  # of a step: VGG11 at 32 x 32 takes a fifth of it, at 224 x 224 five times as much
+OPTIMIZERS = ("sgd", "adam")
+SCHEDULES = ("constant", "cosine")
+PRECISIONS = ("float32", "bfloat16")
+Selection = tuple[Split, np.ndarray | None]  # images by their indices in a split, or a split whole
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The part of a run that is compiled in.
+
+    Attributes:
+      steps: the budget.
+      batch_size: images a step.
+      optimizer: 'sgd' (with momentum) or 'adam'.
+      momentum: of SGD.
+      weight_decay: L2, added to the gradient, as in PyTorch's SGD.
+      schedule: 'constant', or 'cosine' from the peak to zero.
+      precision: of the passes through the network, 'float32' or 'bfloat16'; parameters, their updates, statistics of
+        BatchNorm and the loss are float32 always.
+    """
+
+    steps: int
+    batch_size: int = 64
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
+        if self.schedule not in SCHEDULES:
+            raise unknown_name("schedule", self.schedule, SCHEDULES)
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
+        if self.steps < 1 or self.batch_size < 1:
+            raise UserError(f"train: wanted steps and batch_size of 1 or more, got {self.steps} and {self.batch_size}")
+
+
+@struct.dataclass
+class TrainState:
+    """All that a run carries from step to step; saved whole, so that a resumed run is the same run.
+
+    The leaves are arrays, or what tree operations (shapes, paths) put in their place.
+
+    Attributes:
+      step: () int32.
+      variables: the network's.
+      optimizer: the state of optax.
+      loss_sum, correct: () float32, of the mini-batches since the last evaluation.
+    """
+
+    step: Any
+    variables: Any
+    optimizer: Any
+    loss_sum: Any
+    correct: Any
+
+
+@dataclass
+class Run:
+    """A run in progress or done: its state, one record for each evaluation, wall-clock seconds spent on it."""
+
+    state: TrainState
+    history: list[dict[str, Any]] = field(default_factory=list)
+    diverged: bool = False
+    seconds: float = 0.0
+
+
+class Trainer:
+    """Compiled steps for one network, pipeline and settings.
+
+    Mini-batches are divided over the devices of `mesh`, and the result is that of one device. `traces` counts how often
+    the training step was traced, which is how often it was compiled.
+    """
+
+    def __init__(self, model: nn.Module, pipeline: Pipeline, settings: Settings) -> None:
+        self.model, self.pipeline, self.settings = model, pipeline, settings
+        self.mesh = devices.mesh_for(settings.batch_size)
+        self.traces = 0
+        self._inference = inference_arguments(type(model).__call__)
+        self._optimizer = optax.inject_hyperparams(_optimizer, static_args=("settings",))(
+            learning_rate=0.0, settings=settings
+        )
+        self._compiled: Callable[..., TrainState] | None = None
+        self._whole, self._divided = devices.whole(self.mesh), devices.divided(self.mesh)
+        placed = {"in_shardings": (self._whole, None, self._whole, self._whole), "out_shardings": self._whole}
+        self._batch_sums = jit(self._evaluate_batch, **placed)
+
+    def start(self, variables: Variables) -> TrainState:
+        """The state before the first step."""
+        variables = jax.tree.map(jnp.array, dict(variables))  # a copy: the step donates its buffers
+        zero = lambda: jnp.zeros((), jnp.float32)
+        state = TrainState(
+            jnp.zeros((), jnp.int32), variables, self._optimizer.init(variables["params"]), zero(), zero()
+        )
+        return devices.replicate(state, self.mesh)
+
+    def batches(self, split: AnySplit, indices: np.ndarray, seed: int, done: int) -> Iterator[Selection]:
+        """The mini-batches of a run from a step on, for `step`: the same ones wherever the images are.
+
+        Args:
+          split: on the devices, or on disk; then each process reads its part of every batch, ahead of time.
+          indices: which of its images to use.
+          seed: of the order.
+          done: steps that the run has behind it.
+        """
+        size, steps = self.settings.batch_size, self.settings.steps
+        if isinstance(split, Split):
+            yield from ((split, batch_indices(indices, size, step, seed)) for step in range(done, steps))
+            return
+        part, parts = hosts.part()
+        stored = stored_batches(split, indices, size, seed, steps=steps, start=done, part=part, parts=parts)
+        with contextlib.closing(stored) as read:
+            for batch in read:
+                yield self._divide(batch), None
+
+    def _divide(self, batch: Split) -> Split:
+        """This process's part of a batch, onto its devices."""
+        return Split(*devices.divide(tuple(batch), self.mesh))
+
+    def step(
+        self, state: TrainState, split: Split, indices: np.ndarray | None, learning_rate: float, seed: int
+    ) -> TrainState:
+        """One mini-batch; the buffers of `state` are given up. Compiled at the first call, for its shapes.
+
+        Args:
+          state: of the run.
+          split: on the devices.
+          indices: of the mini-batch in the split; None if the split is the mini-batch.
+          learning_rate: peak of the schedule.
+          seed: of augmentation and dropout.
+
+        Raises:
+          UserError: at the first call, if the step needs more memory than the device has free.
+        """
+        arguments = (state, split, indices, np.float32(learning_rate), np.uint32(seed))
+        if self._compiled is None:
+            what = f"a training step of {self.settings.batch_size} images"
+            self._compiled = compile_within_memory(
+                self._step,
+                arguments,
+                what,
+                "lower batch_size",
+                AMPLE_BYTES,
+                donate_argnums=0,
+                in_shardings=(self._whole, None, *(3 * [self._whole])),  # where a split lies is its own affair
+                out_shardings=self._whole,
+            )
+        return self._compiled(*arguments)
+
+    def _take(self, split: Split, indices: Array | None) -> tuple[Array, Array]:
+        """Images, divided over the devices wherever they lay, and labels."""
+        if indices is None:
+            return jnp.asarray(split.images), jnp.asarray(split.labels)
+        return jax.lax.with_sharding_constraint(split.images[indices], self._divided), split.labels[indices]
+
+    def _step(
+        self, state: TrainState, split: Split, indices: Array | None, learning_rate: Array, seed: Array
+    ) -> TrainState:
+        self.traces += 1
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        augment_key, dropout_key = jax.random.split(key)
+        images, labels = self._take(split, indices)
+        images = self.pipeline(self.pipeline.augment(images, augment_key))
+        others = {name: value for name, value in state.variables.items() if name != "params"}
+
+        def loss_fn(params):
+            logits, changed = self.model.apply(
+                {"params": self._cast(params), **others},
+                self._cast(images),
+                mutable=list(others),
+                rngs={"dropout": dropout_key},
+                **{name: not value for name, value in self._inference.items()},
+            )
+            logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            return loss, (changed, (logits.argmax(-1) == labels).mean())
+
+        (loss, (others, accuracy)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.variables["params"])
+        state.optimizer.hyperparams["learning_rate"] = learning_rate * self._decay(state.step)
+        updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.variables["params"])
+        params = optax.apply_updates(state.variables["params"], updates)
+        return TrainState(
+            step=state.step + 1,
+            variables={"params": params, **others},
+            optimizer=optimizer,
+            loss_sum=state.loss_sum + loss,
+            correct=state.correct + accuracy,
+        )
+
+    def _cast(self, tree: Any) -> Any:
+        """To the precision of the passes; the gradient comes back in that of the parameters."""
+        if self.settings.precision == "float32":
+            return tree
+        return jax.tree.map(lambda leaf: leaf.astype(self.settings.precision), tree)
+
+    def _decay(self, step: Array) -> Array:
+        if self.settings.schedule == "constant":
+            return jnp.ones(())
+        return 0.5 * (1 + jnp.cos(jnp.pi * step / self.settings.steps))
+
+    def _evaluate_batch(
+        self, variables: Variables, split: Split, indices: Array | None, weights: Array
+    ) -> tuple[Array, Array]:
+        images, labels = self._take(split, indices)
+        logits = self.model.apply(variables, self.pipeline(images), **self._inference)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        hits = (logits.argmax(-1) == labels) & jnp.isfinite(losses)  # a network of NaN is right about nothing
+        return jnp.sum(jnp.where(weights, losses, 0)), jnp.sum(hits * weights)
+
+    def evaluate(self, variables: Variables, split: AnySplit) -> tuple[float, float]:
+        """Mean loss and accuracy over a split on the devices or on disk, without augmentation."""
+        total, size = np.zeros(2), len(split.labels)
+        side = self.pipeline.resize
+        pixels = side * side or math.prod(split.shape[:2])
+        batch_size = devices.round_up(max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // pixels)), self.mesh.size)
+        for start in range(0, size, batch_size):
+            indices = np.arange(start, start + batch_size)
+            batch, taken = self._selected(split, np.minimum(indices, size - 1))
+            total += np.array(jax.device_get(self._batch_sums(variables, batch, taken, indices < size)))
+        return float(total[0] / size), float(total[1] / size)
+
+    def _selected(self, split: AnySplit, indices: np.ndarray) -> Selection:
+        if isinstance(split, Split):
+            return split, indices
+        part, parts = hosts.part()
+        return self._divide(split.take(np.split(indices, parts)[part]).load()), None
+
+
+def _optimizer(learning_rate: Any, settings: Settings) -> optax.GradientTransformation:
+    if settings.optimizer == "adam":
+        rule = optax.adam(learning_rate)
+    else:
+        rule = optax.sgd(learning_rate, momentum=settings.momentum or None)
+    return optax.chain(optax.add_decayed_weights(settings.weight_decay), rule) if settings.weight_decay else rule
+
+
+def train(
+    trainer: Trainer,
+    run: Run,
+    data: DeviceData,
+    indices: np.ndarray,
+    learning_rate: float,
+    seed: int,
+    on_step: Callable[[Run, int], None] = lambda run, step: None,
+) -> Run:
+    """Carries a run from where it is to the end of its budget, or to a loss that is not finite.
+
+    Args:
+      trainer: of the network.
+      run: `Run(trainer.start(variables))`, or one restored from a checkpoint.
+      data: on the device.
+      indices: which training images to use.
+      learning_rate: peak of the schedule.
+      seed: of the data order, augmentation and dropout.
+      on_step: called after each step with the run and the number of steps done.
+
+    Returns:
+      The same run. `history` holds step, validation loss and accuracy, and the mean loss and accuracy of the
+      mini-batches since the record before (None in the first).
+    """
+    steps = trainer.settings.steps
+    due = {math.ceil(steps * percent / 100) for percent in EVALUATED_AT}
+    done = int(run.state.step)
+    if not run.history:
+        _record(trainer, run, data, 0)
+    with contextlib.closing(trainer.batches(data.train, indices, seed, done)) as batches:
+        while done < steps and not run.diverged:
+            split, chosen = next(batches)
+            if chosen is None:  # it is a batch of its own: with the one in use two are there, and no queue of them
+                jax.block_until_ready(run.state.step)
+            run.state = trainer.step(run.state, split, chosen, learning_rate, seed)
+            done += 1
+            if done in due:
+                _record(trainer, run, data, done)
+            on_step(run, done)
+    return run
+
+
+def _record(trainer: Trainer, run: Run, data: DeviceData, step: int) -> None:
+    """Evaluates on validation, appends to the history and starts the running means anew."""
+    since = step - run.history[-1]["step"] if run.history else 0
+    validation_loss, validation_accuracy = trainer.evaluate(run.state.variables, data.validation)
+    train_loss, train_accuracy = float(run.state.loss_sum), float(run.state.correct)
+    run.diverged = not (math.isfinite(train_loss) and math.isfinite(validation_loss))
+    record = {
+        "step": step,
+        "train_loss": train_loss / since if since else None,
+        "train_accuracy": train_accuracy / since if since else None,
+        "validation_loss": validation_loss,
+        "validation_accuracy": validation_accuracy,
+    }
+    run.history.append(record)
+    loss_sum, correct = devices.replicate(list(np.zeros(2, np.float32)), trainer.mesh)  # two buffers: both are donated
+    run.state = run.state.replace(loss_sum=loss_sum, correct=correct)
+
+
+def accuracy_at(history: list[dict[str, Any]], steps: int, percent: int) -> float:
+    """Validation accuracy after this share of the budget; of the last record before, if the run stopped early."""
+    reached = [record for record in history if record["step"] <= math.ceil(steps * percent / 100)]
+    return reached[-1]["validation_accuracy"]
