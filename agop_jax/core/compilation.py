@@ -24,8 +24,8 @@ GIB = 2**30
 # holds 4.3 GB of intermediate results rather than 5.1; ResNet-20 takes 1.2 times as long, extraction 1.1 to 1.3 times.
 FRUGAL = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 # XLA on a CPU runs convolutions through YNNPACK unless that library is kept for single matrix products. Without it a
-# training step at 32 x 32 takes 1 / 1.7 of the time for the small CNN, 1 / 1.2 for VGG11, 1 / 1.1 for ResNet-20 (2 cores,
-# AMD EPYC, medians of 5 interleaved repeats); nothing measured was slower. The broader FUSION_TYPE_DOT joins products
+# training step at 32 x 32 takes 1 / 1.7 of the time for the small CNN, 1 / 1.2 for VGG11, 1 / 1.1 for ResNet-20
+# (medians of 5 interleaved repeats on 2 cores); nothing measured was slower. FUSION_TYPE_DOT joins products
 # that follow each other, which took 15 times as long and hid their memory.
 EIGEN_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 
