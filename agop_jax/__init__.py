@@ -3,7 +3,6 @@
 from agop_jax.analysis import ansatz_report
 from agop_jax.core import UserError, load_metadata
 from agop_jax.features import (
-    TAP_COLLECTIONS,
     FeatureMatrix,
     LayerFeatures,
     export,
@@ -16,7 +15,6 @@ from agop_jax.models import Pretrained, load_pretrained, save_pretrained
 
 __all__ = [
     "INITIALIZERS",
-    "TAP_COLLECTIONS",
     "Donor",
     "FeatureMatrix",
     "LayerFeatures",

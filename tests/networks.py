@@ -7,8 +7,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from agop_jax.features.taps import TAP_COLLECTIONS
-
 CLASSES = 3
 IMAGE = (6, 7, 4)
 
@@ -90,12 +88,12 @@ def _remat_shared(module, x):
 
 
 def _scan(module, x):
-    axes = {"params": 0, **dict.fromkeys(TAP_COLLECTIONS, 0)}
+    axes = {"params": 0}
     return nn.scan(Block, variable_axes=axes, split_rngs={"params": True}, length=3)()(x, None)[0]
 
 
 def _vmap(module, x):
-    axes = {"params": 0, **dict.fromkeys(TAP_COLLECTIONS, 0)}
+    axes = {"params": 0}
     blocks = nn.vmap(Block, in_axes=None, variable_axes=axes, split_rngs={"params": True}, axis_size=2)()
     return blocks(x, None)[0].sum(0)
 

@@ -35,7 +35,8 @@ def network(request):
     images = np.random.default_rng(0).integers(0, 256, (BATCH, size, size, 3), dtype=np.uint8)
     trainer = Trainer(model, Pipeline((0.5,) * 3, (0.25,) * 3), Settings(steps=2, batch_size=BATCH))
     sample = trainer.pipeline(jnp.asarray(images))
-    variables = initialize(model, jax.random.key(0), sample, None, "kaiming_normal")
+    variables = models.own_variables(model, jax.random.key(0), sample)
+    variables = initialize(model, variables, sample, None, "kaiming_normal", key=0)
     features = extract(model, variables, np.asarray(sample), outputs=[0], batch_size=BATCH, progress=False)
     return images, sample, trainer, features
 
@@ -43,7 +44,8 @@ def network(request):
 @pytest.mark.parametrize("method", ["nfm", "agop", "he_nfm"])
 def test_trains_one_step_from_the_features_of_all_layers(network, method):
     images, sample, trainer, features = network
-    variables = initialize(trainer.model, jax.random.key(1), sample, features, method)
+    variables = models.own_variables(trainer.model, jax.random.key(1), sample)
+    variables = initialize(trainer.model, variables, sample, features, method, key=2)
     before = jax.tree.map(np.array, variables["params"])
     split = Split(jnp.asarray(images), jnp.arange(BATCH) % CLASSES)
     state = trainer.step(trainer.start(variables), split, np.arange(BATCH), 0.01, 0)

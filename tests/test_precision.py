@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from agop_jax import models
+from agop_jax.core.networks import open_network
 from agop_jax.features import grams
-from agop_jax.features.extraction import extract, tap
+from agop_jax.features.extraction import extract
+from agop_jax.features.taps import tap
 
 OPERATIONS = ("dot_general", "conv_general_dilated")
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(8, 16, 16, 3)), jnp.float32)
@@ -27,11 +29,15 @@ def test_no_product_is_left_to_the_devices_default_precision():
     """On an NVIDIA GPU that would be TF32, with 10 bits of mantissa."""
     model = models.create("small_cnn", 3, features=(4, 8))
     variables = model.init(jax.random.key(0), IMAGES)
-    _, tapped = tap(model, variables, IMAGES)
+    tapped = tap(open_network(model, variables), IMAGES)
     cotangents = jnp.ones((2, len(IMAGES), 3))
     labels = jnp.zeros(len(IMAGES), int)
     sums = lambda v, x: grams.gradient_grams(tapped, grams.output_function("logits"), v, x, labels, cotangents)
-    found = [e for e in equations(jax.make_jaxpr(sums)(variables, IMAGES).jaxpr) if e.primitive.name in OPERATIONS]
+    found = [
+        e
+        for e in equations(jax.make_jaxpr(sums)((variables["params"], {}), IMAGES).jaxpr)
+        if e.primitive.name in OPERATIONS
+    ]
     assert len(found) >= 3 + 2 * 2 + 2 * 3  # three layers forwards; two backwards and three Gram products a cotangent
     for equation in found:
         assert equation.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2

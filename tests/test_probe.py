@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from agop_jax.core.networks import open_network
 from agop_jax.features import grams, taps
 from agop_jax.features.extraction import extract
 
@@ -46,12 +47,12 @@ def exact(run):
 def passes(variables):
     """Gram matrices of single random cotangents, (POOL, groups, filters, filters), summed over the images."""
     images = jnp.asarray(IMAGES)
-    tapped = taps.tap(Network(), variables, images)
+    tapped, pair = taps.tap(open_network(Network(), variables), images), (variables["params"], {})
 
     def one(key):
         cotangents = jax.random.rademacher(key, (1, N, CLASSES), jnp.float32)
         logits = lambda logits, labels: logits
-        return grams.gradient_grams(tapped, logits, variables, images, jnp.zeros(N, int), cotangents)["Conv_0"]
+        return grams.gradient_grams(tapped, logits, pair, images, jnp.zeros(N, int), cotangents)["Conv_0"]
 
     return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(2), POOL)))
 

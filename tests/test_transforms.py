@@ -15,8 +15,9 @@ from sklearn.datasets import load_sample_image
 from agop_jax import extract, models
 from agop_jax.analysis import transforms
 from agop_jax.core.errors import UserError
+from agop_jax.core.networks import open_network
 from agop_jax.data import Pipeline
-from agop_jax.features import grams, taps
+from agop_jax.features import taps
 from agop_jax.features.matrix import FeatureMatrix
 from agop_jax.models import pretrained
 from agop_jax.results import feature_figures
@@ -36,9 +37,10 @@ def test_is_the_norm_of_every_patch_through_the_power(options, matrix, power):
     variables, images = networks.random_variables(model), jnp.asarray(networks.images(2))
     features = extract(model, variables, np.asarray(images), progress=False)
     found = transforms.image_transforms(model, variables, images, features, matrix=matrix, power=power)["Conv_0"]
-    tapped = taps.tap(model, variables, images)
-    record = tapped.apply(variables, None, images)[1]["Conv_0"][0]
-    patches = grams.patches_of(record, tapped.specs["Conv_0"])  # (n * positions, groups, k)
+    tapped = taps.tap(open_network(model, variables), images)
+    record = tapped.apply(variables["params"], {}, {}, images)[1][tapped.layers["Conv_0"][0]]
+    patches = tapped.first("Conv_0").patches(record.inputs)  # (n * positions, groups, k)
+    patches = patches if patches.ndim == 3 else patches[:, None]
     root = getattr(features["Conv_0"], matrix).power(power).dense()
     root = root if root.ndim == 3 else root[None]
     expected = jnp.sqrt((jnp.einsum("gij,pgj->pgi", root, patches) ** 2).sum((1, 2)))
@@ -70,7 +72,7 @@ def test_bad_input_says_what_was_wanted():
     model = networks.OneConv({"features": 2, "kernel_size": (3, 3)})
     variables, images = networks.random_variables(model), jnp.asarray(networks.images())
     for options, said in (
-        ({"matrix": "ntk"}, "wanted 'nfm' or 'agop'"),
+        ({"matrix": "ntk"}, "needed 'nfm' or 'agop'"),
         ({"layers": "Dense"}, "matches no layer"),
         ({}, "no features"),
     ):

@@ -23,10 +23,9 @@ from threadpoolctl import threadpool_limits
 from agop_jax.core import trees
 from agop_jax.core.errors import UserError
 from agop_jax.core.files import Row
-from agop_jax.core.types import Variables
+from agop_jax.core.networks import switches_of
 from agop_jax.features.extraction import Extractor, merge
 from agop_jax.features.layer import LayerFeatures
-from agop_jax.features.taps import inference_arguments
 
 POWERS = (0.5, 1.0)
 CANDIDATES = np.geomspace(1 / 16, 4, 418)  # for the best-fitting power: steps of 1 %
@@ -49,9 +48,9 @@ class Course(NamedTuple):
 
 def ansatz_report(
     model: Any,
-    variables: Variables | None,
+    variables: Any,
     images: Any,
-    init_variables: Variables | None = None,
+    init_variables: Any = None,
     *,
     powers: Sequence[float] = POWERS,
     layers: str = ".*",
@@ -66,8 +65,8 @@ def ansatz_report(
     Args:
       model, variables: the trained network, as for `extract`.
       images: (n, h, w, c), normalised.
-      init_variables: those that training started from. Without them a fresh draw of a Linen model's own initialisers is
-        the untrained network, and the rows that need W0 are left out.
+      init_variables: those that training started from, of NNX and Equinox a module. Without them a fresh draw of a
+        Linen model's own initialisers is the untrained network, and the rows that need W0 are left out.
       powers: of the AGOP.
       layers: regular expression on layer paths.
       draws: random rotations of S for the null.
@@ -95,8 +94,6 @@ def ansatz_report(
     if not powers or min(powers) <= 0:
         raise UserError(f"powers: wanted one or more above 0, got {tuple(powers)}")
     extractor = Extractor(model, variables, images, batch_size=batch_size, **extraction)
-    if variables is None:
-        variables = extractor.variables
     parts = extractor.batches(variables)
     start = _untrained(model, images, seed, extraction) if init_variables is None else init_variables
     first = None if start is None else extractor.batches(start)
@@ -109,11 +106,11 @@ def ansatz_report(
     return rows
 
 
-def _untrained(model: Any, images: Any, seed: int, extraction: Mapping[str, Any]) -> Variables | None:
-    """A fresh draw of a Linen model's own initialisers; NNX modules carry their variables and cannot be drawn anew."""
+def _untrained(model: Any, images: Any, seed: int, extraction: Mapping[str, Any]) -> Any:
+    """A fresh draw of a Linen model's own initialisers; other kinds of model do not tell how they were drawn."""
     if not isinstance(model, nn.Module):
         return None
-    arguments = {**inference_arguments(type(model).__call__), **(extraction.get("apply_kwargs") or {})}
+    arguments = {**switches_of(type(model).__call__), **(extraction.get("apply_kwargs") or {})}
     return jax.jit(lambda key, x: model.init(key, x, **arguments))(jax.random.key(seed), images[:1])
 
 

@@ -8,7 +8,6 @@ import numpy as np
 from agop_jax.core import trees
 from agop_jax.core.errors import UserError
 from agop_jax.core.files import Row
-from agop_jax.core.types import Variables
 from agop_jax.features.extraction import Extractor
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.matrix import FeatureMatrix
@@ -31,7 +30,7 @@ class FeatureEvolution:
     def __init__(
         self,
         model: Any,
-        variables: Variables,
+        variables: Any,
         images: Any,
         steps: Iterable[int],
         layers: str = ".*",
@@ -47,7 +46,7 @@ class FeatureEvolution:
         if step in self.steps:
             self._extract(run.state.variables, step)
 
-    def _extract(self, variables: Variables, step: int) -> None:
+    def _extract(self, variables: Any, step: int) -> None:
         found = self._extractor(variables)
         self.features[step] = {path: found[path] for path in trees.select(found, self._layers)}
 

@@ -25,15 +25,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agop_jax.core import trees
 from agop_jax.core.errors import UserError
+from agop_jax.core.networks import Cache, open_network
 from agop_jax.core.types import Array, Float, Images, Labels, PRNGKey, Variables
 from agop_jax.features.matrix import HIGHEST
 from agop_jax.features.patches import kernel_to_matrix
-from agop_jax.features.taps import inference_arguments
+from agop_jax.features.taps import tap
 
 Loss = Callable[[Float[Array, "n classes"], Any], Float[Array, "n"]]
 CROSS_ENTROPY: Loss = optax.softmax_cross_entropy_with_integer_labels
+_RUNS = Cache()
 
 
 class DeepLinear(nn.Module):
@@ -78,11 +79,10 @@ def squared(outputs: Float[Array, "n m"], targets: Float[Array, "n m"]) -> Float
     return 0.5 * ((outputs - targets) ** 2).sum(-1)
 
 
-@partial(jax.jit, static_argnames=("model", "loss", "steps", "rate", "momentum", "weight_decay"))
 def descend(
-    model: nn.Module,
-    variables: Variables,
-    images: Images,
+    model: Any,
+    variables: Any,
+    inputs: Any,
     targets: Any,
     *,
     loss: Loss = CROSS_ENTROPY,
@@ -90,29 +90,37 @@ def descend(
     rate: float,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
-) -> tuple[Variables, Float[Array, "steps"]]:
+) -> tuple[Any, Float[Array, "steps"]]:
     """Gradient descent on all examples at once, compiled as a whole; small rates without momentum follow the flow.
 
     Minimises the mean loss plus weight_decay / 2 times the sum of squares of all parameters.
 
+    Args:
+      model, variables, inputs: as for `extract`.
+      targets: second argument of `loss`.
+
     Returns:
-      The variables after the last step, and the mean loss before each step.
+      The variables after the last step, as `initialize` returns them, and the mean loss before each step.
     """
-    optimizer = optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum=momentum or None))
+    network = open_network(model, variables)
+    rule = optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum=momentum or None))
+    settings = (loss, steps, rate, momentum, weight_decay)
+    run = _RUNS.get(network, settings, lambda: jax.jit(partial(_descend, network.apply, rule, loss, steps)))
+    params, losses = run(network.params, network.others, inputs, targets)
+    return network.rebuild(params), losses
+
+
+def _descend(apply: Any, rule: Any, loss: Loss, steps: int, params: Any, others: Any, inputs: Any, targets: Any) -> Any:
+    objective = lambda params: loss(apply(params, others, inputs), targets).mean()
 
     def step(carry, _):
         params, state = carry
-        value, gradient = jax.value_and_grad(lambda p: _mean_loss(model, {"params": p}, images, targets, loss))(params)
-        updates, state = optimizer.update(gradient, state, params)
+        value, gradient = jax.value_and_grad(objective)(params)
+        updates, state = rule.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), value
 
-    params = variables["params"]
-    (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), None, steps)
-    return {"params": params}, losses
-
-
-def _mean_loss(model: nn.Module, variables: Variables, images: Images, targets: Any, loss: Loss) -> Array:
-    return loss(model.apply(variables, images, **inference_arguments(type(model).__call__)), targets).mean()
+    (params, _), losses = jax.lax.scan(step, (params, rule.init(params)), None, steps)
+    return params, losses
 
 
 class Fact(NamedTuple):
@@ -143,27 +151,35 @@ class Fact(NamedTuple):
 
 
 def fact(
-    model: nn.Module,
-    variables: Variables,
-    images: Images,
+    model: Any,
+    variables: Any,
+    inputs: Any,
     labels: Labels | Float[Array, "n m"],
     weight_decay: float,
     loss: Loss = CROSS_ENTROPY,
 ) -> dict[str, Fact]:
-    """FACT of every Dense and ungrouped convolution whose kernel is in `params`, on the training set.
+    """FACT of every layer of one matrix, on the training set: no groups, heads or scans.
 
     Args:
-      model, variables: a Linen network that was trained with L2 weight decay on `loss`.
-      images, labels: all of its training data.
+      model, variables, inputs: as for `extract`; a network that was trained with L2 weight decay on `loss`, and all of
+        its training data.
+      labels: second argument of `loss`.
       weight_decay: lambda, of the objective mean loss + lambda / 2 |W|^2; above 0.
+
+    Raises:
+      UserError: a kernel that is computed from its parameters, whose decay is not that of W.
     """
     if weight_decay <= 0:
-        raise UserError(f"fact: wanted a weight decay above 0, got {weight_decay}")
-    others = {name: value for name, value in variables.items() if name != "params"}
-    objective = lambda params: _mean_loss(model, {"params": params, **others}, images, labels, loss)
-    gradients = trees.kernels(jax.jit(jax.grad(objective))(variables["params"]))
-    kernels = trees.kernels(variables["params"])
+        raise UserError(f"fact: needed a weight decay above 0, got {weight_decay}")
+    network = open_network(model, variables)
+    params, others = network.params, network.others
+    tapped = tap(network, inputs)
+    objective = lambda params: loss(network.apply(params, others, inputs), labels).mean()
+    kernels = tapped.kernels(params, others)
+    tapped.with_kernels(params, others, kernels)  # refuses those to which a gradient cannot be carried over
+    gradients = tapped.kernels(jax.jit(jax.grad(objective))(params), others)
+    matrices = [path for path in tapped.layers if tapped.first(path).groups == 1 and not tapped.first(path).stacked]
     return {
-        path: Fact(kernel_to_matrix(kernel), kernel_to_matrix(gradients[path]), weight_decay)
-        for path, kernel in kernels.items()
+        path: Fact(kernel_to_matrix(kernels[path]), kernel_to_matrix(gradients[path]), weight_decay)
+        for path in matrices
     }

@@ -6,29 +6,28 @@ channels of a convolution with the kernel V D^(1/2).
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from agop_jax.core import trees
 from agop_jax.core.compilation import jit
 from agop_jax.core.errors import UserError
-from agop_jax.core.types import Array, Float, Images, Variables
-from agop_jax.features.extraction import tap
+from agop_jax.core.networks import open_network
+from agop_jax.core.types import Array, Float, Images
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.matrix import FeatureMatrix
 from agop_jax.features.patches import matrix_to_kernel
-from agop_jax.features.taps import LayerSpec, Record
+from agop_jax.features.sites import Site
+from agop_jax.features.taps import Record, tap
 
 EVERY = ".*"  # also of a network without convolutions
 
 
 def image_transforms(
     model: Any,
-    variables: Variables | None,
+    variables: Any,
     images: Images,
     features: Mapping[str, LayerFeatures],
     layers: str = EVERY,
@@ -53,61 +52,48 @@ def image_transforms(
       UserError: no convolution of two dimensions matches; features of another network.
     """
     if matrix not in ("nfm", "agop"):
-        raise UserError(f"matrix: wanted 'nfm' or 'agop', got {matrix!r}")
-    records, specs = _records(model, variables, images, **apply_kwargs)
-    found = {}
-    for path in _convolutions(specs, layers):
+        raise UserError(f"matrix: needed 'nfm' or 'agop', got {matrix!r}")
+    transforms = {}
+    for path, (site, record, _) in _convolutions(model, variables, images, layers, apply_kwargs).items():
         if path not in features:
             raise UserError(f"layer {path!r} has no features. Layers: {', '.join(features)}.")
-        found[path] = _transform(records[path], specs[path], getattr(features[path], matrix).power(2 * power))
-    return found
+        layer = features[path]
+        transforms[path] = _transform(site, record, layer.kernel.shape, getattr(layer, matrix).power(2 * power))
+    return transforms
 
 
 def feature_maps(
-    model: Any, variables: Variables | None, images: Images, layers: str = EVERY, **apply_kwargs: Any
+    model: Any, variables: Any, images: Images, layers: str = EVERY, **apply_kwargs: Any
 ) -> dict[str, Float[Array, "n h2 w2 cout"]]:
     """The outputs of the chosen convolutions, before any nonlinearity; of a layer called twice, of its first call."""
-    records, specs = _records(model, variables, images, **apply_kwargs)
-    return {path: records[path].outputs for path in _convolutions(specs, layers)}
+    chosen = _convolutions(model, variables, images, layers, apply_kwargs)
+    return {
+        path: site.outputs_channels_last(record.outputs) + (0 if bias is None else bias)
+        for path, (site, record, bias) in chosen.items()
+    }
 
 
-def _records(
-    model: Any, variables: Variables | None, images: Images, **apply_kwargs: Any
-) -> tuple[dict[str, Record], dict[str, LayerSpec]]:
-    variables, tapped = tap(model, variables, jnp.asarray(images), **apply_kwargs)
-    _, records = jit(lambda v, x: tapped.apply(v, None, x))(variables, images)
-    return {path: calls[0] for path, calls in records.items()}, tapped.specs
+def _convolutions(
+    model: Any, variables: Any, images: Images, layers: str, apply_kwargs: Mapping[str, Any]
+) -> dict[str, tuple[Site, Record, Array | None]]:
+    """Of every chosen layer with a kernel (kh, kw, cin, cout): its first product, what that did, and its bias."""
+    network, images = open_network(model, variables, apply_kwargs=apply_kwargs), jnp.asarray(images)
+    tapped = tap(network, images)
+    kernels = tapped.kernels(network.params, network.others)
+    biases = tapped.biases(network.params, kernels)
+    two_dimensional = [path for path in tapped.layers if kernels[path].ndim == 4 and not tapped.first(path).stacked]
+    chosen = trees.select(two_dimensional, layers) if two_dimensional or layers != EVERY else []
+    _, records = jit(lambda params, others, x: tapped.apply(params, others, {}, x))(*network[1:3], images)
+    return {path: (tapped.first(path), records[tapped.layers[path][0]], biases[path]) for path in chosen}
 
 
-def _convolutions(specs: Mapping[str, LayerSpec], layers: str) -> list[str]:
-    two_dimensional = [path for path, spec in specs.items() if len(spec.kernel_size) == 2 and not spec.stacked]
-    return trees.select(two_dimensional, layers) if two_dimensional or layers != EVERY else []
-
-
-def _transform(record: Record, spec: LayerSpec, squared: FeatureMatrix) -> Float[Array, "n h2 w2"]:
+def _transform(site: Site, record: Record, shape: tuple[int, ...], squared: FeatureMatrix) -> Float[Array, "n h2 w2"]:
     """The norm of each patch under M^(2 power): a convolution with the scaled eigenvectors, squared and added up."""
-    if isinstance(spec.padding, str) and spec.padding.upper() not in ("SAME", "VALID"):
-        raise UserError(f"image transforms need padding 'SAME', 'VALID' or numbers, got {spec.padding!r}")
     vectors = squared.vectors * jnp.sqrt(squared.values)[..., None, :]
-    kernel = matrix_to_kernel(vectors, (*record.kernel.shape[:-1], -1))
-    along = _convolve(record.inputs.astype(kernel.dtype), kernel, spec)
+    kernel = matrix_to_kernel(vectors, (*shape[:-1], -1))
+    positions = site.outputs_channels_last(record.outputs).shape[:-1]
+    along = site.product(record.inputs.astype(kernel.dtype), kernel, positions)
     return jnp.sqrt((along**2).sum(-1))
-
-
-@partial(jax.jit, static_argnames="spec")
-def _convolve(inputs: Array, kernel: Array, spec: LayerSpec) -> Array:
-    """As the layer itself would, with another number of filters."""
-    return jax.lax.conv_general_dilated(
-        inputs,
-        kernel,
-        spec.strides,
-        spec.padding,
-        lhs_dilation=spec.input_dilation,
-        rhs_dilation=spec.kernel_dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=spec.groups,
-        precision=jax.lax.Precision.HIGHEST,
-    )
 
 
 def eigenvector_patches(matrix: FeatureMatrix, shape: tuple[int, int, int], num: int = 8) -> np.ndarray:

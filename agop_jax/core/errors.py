@@ -17,3 +17,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known) or 'none'}.")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, short enough for one line of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -120,7 +120,9 @@ def untrained_donor(config: Any, dataset: Dataset, model: nn.Module | None = Non
     model = model or _model(config, dataset)
     pipeline = pipeline_for(config, dataset, config.donor.resize)
     sample = pipeline(jnp.asarray(dataset.train.take(np.arange(1)).load().images))
-    variables = initialize(model, jax.random.key(config.seed), sample, None, config.donor.init)
+    own_key, draw_key = jax.random.split(jax.random.key(config.seed))
+    variables = models.own_variables(model, own_key, sample)
+    variables = initialize(model, variables, sample, None, config.donor.init, key=draw_key)
     return Pretrained(model, variables, pipeline.mean, pipeline.std)
 
 

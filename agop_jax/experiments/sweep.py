@@ -29,7 +29,7 @@ from agop_jax.experiments.donors import DonorNetwork, pipeline_for
 from agop_jax.experiments.sweep_tables import Cell, SweepTables
 from agop_jax.experiments.workdir import CHECKPOINTS
 from agop_jax.initializers.coupling import Donor
-from agop_jax.initializers.model import Transplant, transplant
+from agop_jax.initializers.model import Initialization, initialization
 from agop_jax.initializers.registry import get_method
 from agop_jax.training.curves import write_curves
 from agop_jax.training.device_data import DeviceData, on_devices
@@ -129,7 +129,7 @@ class Sweep:
             subset(self.dataset.train, cell.train_size, 0)
             self.start(cell, 0)
 
-    def start(self, cell: Cell, seed: int) -> Transplant:
+    def start(self, cell: Cell, seed: int) -> Initialization:
         """A recipient before training. Coupled methods and lsuv see the first of its own training images, no labels."""
         method, trainer = get_method(cell.init), self.places[0].trainers[cell.width]
         donor = self.donors["untrained" if method.untrained else "trained"]
@@ -140,14 +140,15 @@ class Sweep:
             wants = f"wants {channels[0]} channels, got {channels[1]}"
             raise UserError(f"init {cell.init!r} shows its images to the donor, which {wants}")
         inputs = trainer.pipeline(pictures)
-        return transplant(
+        own_key, draw_key = jax.random.split(jax.random.key(seed))
+        return initialization(
             trainer.model,
-            jax.random.key(seed),
-            inputs[:1],
+            models.own_variables(trainer.model, own_key, inputs[:1]),
+            inputs,
             donor.features,
             cell.init,
-            self.config.recipients.layers,
-            images=inputs,
+            key=draw_key,
+            layers=self.config.recipients.layers,
             donor=Donor(donor.model, donor.variables, donor.pipeline(pictures)) if method.coupled else None,
         )
 

@@ -4,11 +4,9 @@ from agop_jax.features.extraction import METHODS, Extractor, extract, merge
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.matrix import Correlation, FeatureMatrix
 from agop_jax.features.store import export, load_features, save_features
-from agop_jax.features.taps import TAP_COLLECTIONS
 
 __all__ = [
     "METHODS",
-    "TAP_COLLECTIONS",
     "Correlation",
     "Extractor",
     "FeatureMatrix",

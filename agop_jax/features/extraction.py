@@ -1,157 +1,192 @@
-"""Features of every layer of a trained network: model + variables + images -> {path: LayerFeatures}."""
+"""Features of every layer of a trained network: model + variables + inputs -> {path: LayerFeatures}."""
 
-import functools
-import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 from tqdm import tqdm
 
-from agop_jax.core import devices, hosts
-from agop_jax.core.compilation import TooLarge, jit, within_memory
+from agop_jax.core import devices, hosts, trees
 from agop_jax.core.errors import UserError, unknown_name
-from agop_jax.core.types import Array, PRNGKey, Variables
-from agop_jax.features import grams, taps, taps_nnx
-from agop_jax.features.batches import Batch, Batches, labelled, stream
+from agop_jax.core.networks import open_network, path_name
+from agop_jax.core.types import Array, PRNGKey
+from agop_jax.features import grams
+from agop_jax.features.batches import Batch, BatchStream, labelled
 from agop_jax.features.layer import LayerFeatures
+from agop_jax.features.steps import Steps, add, steps_of
 
 METHODS = ("gram", "probe", "patch_jacobian")
-MAX_UNROLLED = 16  # reverse passes in one compiled step: more only lengthen compilation
 
 
 def extract(
     model: Any,
-    variables: Variables | None,
-    images: Any,
+    variables: Any,
+    inputs: Any,
     *,
     method: str = "gram",
     outputs: grams.Outputs = "logits",
     labels: Any = None,
+    layers: str = ".*",
     batch_size: int = 64,
     num_probes: int = 2,
-    key: PRNGKey | None = None,
+    key: PRNGKey | int | None = None,
     apply_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> dict[str, LayerFeatures]:
-    """NFM and AGOP, in factored form, of every Conv and Dense layer of a network.
+    """NFM and AGOP, in factored form, of every layer of a network.
+
+    A layer is a product of data with parameters, wherever it stands in the computation: a convolution, a matrix
+    product, an einsum, a projection of attention. A second call for the same model, shapes and method compiles nothing.
 
     Args:
-      model: a Linen module, or an NNX module with `variables=None`. Its outputs may depend on their own image only; the
-        usual switches (`train`, `deterministic`, ...) are set to inference.
-      variables: the Linen module's parameters and statistics.
-      images: (n, h, w, c), already normalised as the network expects; or an iterable of such arrays, or of
-        (images, labels) pairs. Of several processes, each gives its own.
+      model: a Linen, NNX or Equinox module, or any function f(params, inputs) of a batch; see `core.networks`. An
+        output may depend on its own example only; the usual switches (`train`, `deterministic`, ...) are set to
+        inference.
+      variables: of a Linen module its parameters and statistics, of a function its parameters; of an NNX module None or
+        an `nnx.State`, of an Equinox module None.
+      inputs: as the network expects them, an array (n, ...) or a dictionary of such; or an iterable of either, or of
+        (inputs, labels) pairs. Of several processes, each gives its own.
       method: 'gram' (exact, one reverse pass an output), 'probe' (unbiased, `num_probes` reverse passes whatever the
         number of outputs) or 'patch_jacobian' (the definition, slow and memory-hungry, one layer after another).
-      outputs: 'logits', a list of class indices, or 'loss' (cross-entropy with `labels`).
+      outputs: 'logits', a class index or several, 'loss' (cross-entropy with `labels`), or a function of what the model
+        returns that gives (n, m).
       labels: (n,) classes, for 'loss'.
-      batch_size: images in one compiled step of a process, divided over its devices; what does not fill them is padded
-        and masked.
-      num_probes: random +-1 cotangents an image (`agop.balanced_cotangents`); two or more for a standard error.
-      key: for 'probe'; `jax.random.key(0)` if not given.
+      layers: regular expression for the whole path of a layer.
+      batch_size: examples in one compiled step of a process, divided over its devices; what does not fill them is
+        padded and masked. Never more than there are.
+      num_probes: random +-1 cotangents an example (`grams.balanced_cotangents`); two or more for a standard error.
+      key: for 'probe', or the seed of one; `jax.random.key(0)` if None.
       apply_kwargs: further arguments of the model's call.
       progress: show a bar.
 
     Returns:
-      {layer path: LayerFeatures}, in the order of the network; sums in float32 at highest precision, divided by n.
+      {layer path: LayerFeatures}, in the order of the computation; sums in float32 or better at highest precision,
+      divided by n.
 
     Raises:
-      UserError: unknown method or output, no images, images or gradients that are not finite, batch statistics in use.
+      UserError: unknown method or output, no example, numbers that are not finite, outputs that depend on other
+        examples, a regular expression that matches no layer.
     """
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
-    output = grams.output_function(outputs)
-    if batch_size < 1:
-        raise UserError(f"batch_size: wanted 1 or more, got {batch_size}")
-    mesh = devices.mesh()
-    batches = stream(images, labels, batch_size, devices.round_up(batch_size, len(mesh.local_devices)))
-    first = next(batches, None)
-    if first is None:
-        raise UserError("extract: wanted at least one image, got none")
-    variables, tapped = tap(model, variables, jnp.asarray(first[0]), **(apply_kwargs or {}))
-    _require_finite(variables)
-    num_classes = _num_classes(tapped, variables, first[0])
-    batches = itertools.chain([first], batches)
-    batches = labelled(batches, num_classes) if outputs == "loss" else batches
-    total = math.ceil(len(images) / batch_size) if hasattr(images, "shape") else None
-    bar = tqdm(
-        batches, f"extract ({method})", total, unit="batch", disable=not (progress and hosts.is_first()), leave=False
+    if method == "probe" and num_probes < 1:
+        raise UserError(f"num_probes: needed 1 or more, got {num_probes}")
+    extractor = Extractor(
+        model, variables, inputs, outputs=outputs, labels=labels, batch_size=batch_size, apply_kwargs=apply_kwargs
     )
-    kernels = _kernel_step(tapped)(variables, jnp.asarray(first[0][:1]))
-    variables, bar = devices.replicate(variables, mesh), _on_every_process(bar)
-    if method == "patch_jacobian":
-        return _by_definition(tapped, kernels, output, variables, bar, mesh)
-    if method == "gram":
-        return _exact(tapped, kernels, output, variables, bar, mesh)
-    key = jax.random.key(0) if key is None else key
-    return _probed(tapped, kernels, output, variables, bar, mesh, batch_size, num_probes, key)
-
-
-def _on_every_process(batches: Batches) -> Iterator[Batch]:
-    """As many batches on each: one without further images repeats its last, with weights of zero."""
-    last: Any = None
-    batches = iter(batches)
-    while hosts.any_of((batch := next(batches, None)) is not None)[0]:
-        last = batch or (*last[:2], np.zeros_like(last[2]))
-        yield last
+    bar = tqdm(
+        extractor.stream(),
+        f"extract ({method})",
+        extractor.total,
+        unit="batch",
+        leave=False,
+        disable=not (progress and hosts.is_first()),
+    )
+    features = extractor.sums(method, bar, num_probes, key)
+    return {path: features[path] for path in trees.select(features, layers)}
 
 
 class Extractor:
-    """`extract` by reverse passes for one network on the same images again and again: compiled once.
+    """`extract` for one network on the same inputs again and again, such as at many steps of its training.
 
     Args:
-      model, variables, images, outputs, labels, batch_size, apply_kwargs: as for `extract`; images as one array, of
-        several processes as many batches as each other has.
-        `variables` give shapes only, and the features are those of the variables of each call.
+      model, variables, inputs, outputs, labels, batch_size, apply_kwargs: as for `extract`. The features are those of
+        the variables of each call.
     """
 
     def __init__(
         self,
         model: Any,
-        variables: Variables | None,
-        images: Any,
+        variables: Any,
+        inputs: Any,
         *,
         outputs: grams.Outputs = "logits",
         labels: Any = None,
         batch_size: int = 64,
         apply_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        output, self._mesh = grams.output_function(outputs), devices.mesh()
-        length = devices.round_up(batch_size, len(self._mesh.local_devices))
-        self._batches = list(stream(images, labels, batch_size, length))
-        if not self._batches:
-            raise UserError("extract: wanted at least one image, got none")
-        first, labels, _ = self._batches[0]
-        self.variables, self._tapped = tap(model, variables, jnp.asarray(first), **(apply_kwargs or {}))
-        if outputs == "loss":
-            self._batches = list(labelled(self._batches, _num_classes(self._tapped, self.variables, first)))
-        self._kernels, self._step = _kernel_step(self._tapped), _GramStep(self._tapped, output, self._mesh)
+        grams.output_function(outputs)
+        self._mesh, self._outputs = devices.mesh(), outputs
+        self._network = open_network(model, variables, apply_kwargs=apply_kwargs)
+        stream = BatchStream(inputs, labels, batch_size, len(self._mesh.local_devices))
+        self._batch_size, self.total, self._stream = stream.batch_size, stream.total, iter(stream)
+        self._first = next(self._stream)
+        self._steps = steps_of(self._network, self._first[0], outputs, self._mesh)
+        self._kept: list[Batch] | None = None
 
-    def batches(self, variables: Variables) -> list[dict[str, LayerFeatures]]:
-        """The features of each batch of images by itself; `merge` puts them together."""
-        _require_finite(variables)
-        kernels = self._kernels(variables, jnp.asarray(self._batches[0][0][:1]))
-        placed, found = devices.replicate(variables, self._mesh), []
-        for batch in self._batches:
-            count = int(batch[-1].sum())
-            sums = {path: gram / count for path, gram in devices.collect(self._step(placed, batch), self._mesh).items()}
-            found.append(_finish(self._tapped, kernels, count, gradient_gram=sums))
-        return found
+    @property
+    def variables(self) -> tuple[Any, Any]:
+        """Parameters and other variables that the extractor was made with."""
+        return self._network.params, self._network.others
 
-    def __call__(self, variables: Variables) -> dict[str, LayerFeatures]:
-        """What `extract(model, variables, images)` returns."""
+    def stream(self) -> Iterator[Batch]:
+        """The batches, once. Each process yields as many as any other.
+
+        A process that has run out of examples repeats its last batch with weight zero.
+        """
+        batches: Iterator[Batch] = iter(self._checked(self._all()))
+        last: Any = None
+        while hosts.any_of((batch := next(batches, None)) is not None)[0]:
+            last = batch or (*last[:2], np.zeros_like(last[2]))
+            yield last
+
+    def _all(self) -> Iterator[Batch]:
+        yield self._first
+        yield from self._stream
+
+    def _checked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        if self._outputs != "loss":
+            return batches
+        return labelled(batches, self._steps.num_classes or 0)
+
+    def batches(self, variables: Any = None) -> list[dict[str, LayerFeatures]]:
+        """The features of each batch by itself, exact; `merge` puts them together."""
+        if self._kept is None:
+            self._kept = list(self.stream())
+        return [self.sums("gram", [batch], variables=variables) for batch in self._kept]
+
+    def __call__(self, variables: Any = None) -> dict[str, LayerFeatures]:
+        """What `extract(model, variables, inputs)` returns."""
         return merge(self.batches(variables))
+
+    def sums(
+        self, method: str, batches: Any, num_probes: int = 0, key: PRNGKey | int | None = None, variables: Any = None
+    ) -> dict[str, LayerFeatures]:
+        """The features over some batches, by one of `METHODS`."""
+        pair = self.variables if variables is None else self._network.with_variables(variables)
+        _require_finite(pair)
+        kernels, placed = self._steps.kernels(*pair), devices.replicate(pair, self._mesh)
+        sums = _SUMS[method](self, placed, num_probes, key)
+        total, count = None, 0
+        for number, batch in enumerate(batches):
+            total = add(total, sums(number, batch))
+            count += int(batch[-1].sum())
+        total, count = devices.collect(total, self._mesh), hosts.total(count)
+        return _features(self._steps, kernels, count, method, total)
+
+    def _exact(self, variables: Any, num_probes: int, key: Any):
+        return lambda number, batch: self._steps.exact(variables, batch)
+
+    def _definition(self, variables: Any, num_probes: int, key: Any):
+        return lambda number, batch: self._steps.by_definition(self._network, variables, batch)
+
+    def _probes(self, variables: Any, num_probes: int, key: PRNGKey | int | None):
+        key = jax.random.key(key or 0) if key is None or isinstance(key, int) else key
+        implementation, stride = jax.random.key_impl(key), hosts.part()[1] * self._batch_size
+        # raw numbers, since typed keys cannot be sent to processes
+        keys = np.asarray(jax.random.key_data(jax.random.split(key, num_probes)))
+        return lambda number, batch: self._steps.probe(
+            variables, batch, number * stride, self._batch_size, keys, implementation
+        )
+
+
+_SUMS = {"gram": Extractor._exact, "probe": Extractor._probes, "patch_jacobian": Extractor._definition}
 
 
 def merge(parts: Sequence[Mapping[str, LayerFeatures]]) -> dict[str, LayerFeatures]:
-    """The features over all images from those of disjoint parts, weighted by their numbers of images."""
+    """The features over all examples from those of disjoint parts, weighted by their numbers of examples."""
     count = sum(next(iter(part.values())).count for part in parts)
     return {
         path: layer.replace(
@@ -162,161 +197,36 @@ def merge(parts: Sequence[Mapping[str, LayerFeatures]]) -> dict[str, LayerFeatur
     }
 
 
-def _require_finite(variables: Variables) -> None:
+def _require_finite(variables: Any) -> None:
     """A NaN in a weight need not reach a gradient: behind it a ReLU is never active and passes back zeros."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(np.asarray(leaf)).all():
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(np.asarray(leaf, np.float64)).all():
+            name = path_name(path[1:])
             raise UserError(f"variable {name!r} holds NaN or infinity: did the donor's training diverge?")
 
 
-def tap(model: Any, variables: Variables | None, images: Array, **kwargs: Any) -> tuple[Variables, taps.TappedModel]:
-    """Of a Linen or NNX model, with the variables to apply it to: an NNX model's own where None are given."""
-    if isinstance(model, nnx.Module):
-        return taps_nnx.tap(model, variables, images, **kwargs)
-    if variables is None:
-        raise UserError("extract: a Linen model needs its variables: extract(model, variables, images)")
-    return variables, taps.tap(model, variables, images, **kwargs)
-
-
-def _kernel_step(tapped: taps.TappedModel) -> Callable[..., dict[str, tuple[Array, Array | None]]]:
-    """Kernels and biases as the layers use them: masked, or transformed by a wrapper such as `nn.WeightNorm`."""
-
-    def used(variables: Variables, images: Array) -> dict[str, tuple[Array, Array | None]]:
-        _, records = tapped.apply(variables, None, images)
-        return {path: (calls[0].kernel, calls[0].bias) for path, calls in records.items()}
-
-    return jit(used)
-
-
-class _GramStep:
-    """The gradient Gram matrices of a batch, summed over its images; as many outputs at a time as memory allows."""
-
-    def __init__(self, tapped: taps.TappedModel, output: grams.OutputFunction, mesh: Mesh) -> None:
-        self._tapped, self._output, self._mesh = tapped, output, mesh
-        self._unrolled = MAX_UNROLLED
-
-        def step(variables, images, labels, weights, rows):
-            cotangents = rows[:, None, :] * weights[None, :, None]
-            return grams.gradient_grams(tapped, output, variables, images, labels, cotangents)
-
-        placed = _placed(mesh, 1)
-        self._step = within_memory(step, "one reverse pass of a batch", "lower batch_size", **placed)
-
-    def __call__(self, variables: Variables, batch: Batch) -> dict[str, Array]:
-        arrays = devices.divide(batch, self._mesh)
-        num_outputs = _num_outputs(self._tapped, self._output, variables, *arrays[:2])
-        while True:
-            chunks = _identity_chunks(num_outputs, self._unrolled)
-            try:  # added up one by one: for 1000 outputs of a wide layer the parts would fill the memory
-                return functools.reduce(_add, (self._step(variables, *arrays, rows) for rows in chunks))
-            except TooLarge:
-                if len(chunks[0]) == 1:
-                    raise
-                self._unrolled = len(chunks[0]) // 2
-
-
-def _placed(mesh: Mesh, further: int) -> dict[str, Any]:
-    """Where the arguments of a step lie, (variables, images, labels, weights, *further), and its results."""
-    whole, divided = devices.whole(mesh), devices.divided(mesh)
-    return {"in_shardings": (whole, *(3 * [divided]), *(further * [whole])), "out_shardings": whole}
-
-
-def _exact(tapped, kernels, output, variables, batches: Batches, mesh: Mesh) -> dict[str, LayerFeatures]:
-    step = _GramStep(tapped, output, mesh)
-    total: Any = None
-    count = 0
-    for batch in batches:
-        total = _add(total, step(variables, batch))
-        count += int(batch[-1].sum())
-    total, count = devices.collect(total, mesh), hosts.total(count)
-    sums = {path: gram / count for path, gram in total.items()}
-    return _finish(tapped, kernels, count, gradient_gram=sums)
-
-
-def _probed(
-    tapped, kernels, output, variables, batches: Batches, mesh: Mesh, batch_size: int, num_probes: int, key: PRNGKey
-) -> dict[str, LayerFeatures]:
-    if num_probes < 1:
-        raise UserError(f"num_probes: wanted 1 or more, got {num_probes}")
-
-    implementation, (_, parts) = jax.random.key_impl(key), hosts.part()
-
-    def passes(variables, images, labels, weights, first, keys):
-        num_outputs = _num_outputs(tapped, output, variables, images, labels)
-        block, row = jnp.divmod(jnp.arange(len(images)), len(images) // parts)  # of a process, padding at its end
-        places = first + block * batch_size + row
-        signs = jax.vmap(lambda key: grams.balanced_cotangents(key, places, num_outputs))(
-            jax.random.wrap_key_data(keys, impl=implementation)
-        )
-        cotangents = signs * weights[None, :, None]
-        return grams.gradient_grams(tapped, output, variables, images, labels, cotangents, keep_passes=True)
-
-    what = f"{num_probes} reverse passes of a batch"
-    step = within_memory(passes, what, "lower batch_size or num_probes", **_placed(mesh, 2))
-    keys = np.asarray(jax.random.key_data(jax.random.split(key, num_probes)))  # typed keys cannot be sent to processes
-    total: Any = None
-    count = 0
-    for index, batch in enumerate(batches):
-        arrays = devices.divide(batch, mesh)
-        total = _add(total, step(variables, *arrays, np.int32(index * parts * batch_size), keys))
-        count += int(batch[-1].sum())
-    total, count = devices.collect(total, mesh), hosts.total(count)
-    matrices = {path: layer.matrix for path, layer in _finish(tapped, kernels, 0).items()}
-    sums = {path: passes.mean(0) / count for path, passes in total.items()}
-    errors = {path: jnp.sqrt(grams.probe_variance(matrices[path], passes)) / count for path, passes in total.items()}
-    return _finish(tapped, kernels, count, gradient_gram=sums, standard_error=errors)
-
-
-def _by_definition(tapped, kernels, output, variables, batches: Batches, mesh: Mesh) -> dict[str, LayerFeatures]:
-    placed = _placed(mesh, 0)
-    steps = {path: jit(partial(grams.patch_agop, tapped, output, path=path), **placed) for path in tapped.specs}
-    total: Any = None
-    count = 0
-    for batch in batches:
-        arrays = devices.divide(batch, mesh)
-        total = _add(total, {path: step(variables, *arrays) for path, step in steps.items()})
-        count += int(batch[-1].sum())
-    total, count = devices.collect(total, mesh), hosts.total(count)
-    agops = {path: matrix / count for path, matrix in total.items()}
-    return _finish(tapped, kernels, count, patch_agop=agops)
-
-
-def _num_classes(tapped, variables, images) -> int:
-    shape = jax.eval_shape(lambda v, x: tapped.apply(v, None, x)[0], variables, images).shape
-    if len(shape) != 2:
-        raise UserError(f"the network must return logits (n, classes), got shape {shape}")
-    return shape[1]
-
-
-def _num_outputs(tapped, output, variables, images, labels) -> int:
-    return jax.eval_shape(lambda v, x, y: output(tapped.apply(v, None, x)[0], y), variables, images, labels).shape[1]
-
-
-def _identity_chunks(num_outputs: int, unrolled: int) -> list[np.ndarray]:
-    """Rows of the identity in equal parts; rows of zeros fill the last, so that one compiled step serves all."""
-    parts = math.ceil(num_outputs / unrolled)
-    rows = math.ceil(num_outputs / parts)
-    return np.split(np.eye(rows * parts, num_outputs, dtype=np.float32), parts)
-
-
-def _add(total: Any, part: Any) -> Any:
-    return part if total is None else jax.tree.map(jnp.add, total, part)
-
-
-def _finish(
-    tapped: taps.TappedModel, kernels: dict[str, tuple[Array, Array | None]], count: int, **sums: Any
+def _features(
+    steps: Steps, kernels: Mapping[str, tuple[Array, Array | None]], count: int, method: str, total: Mapping[str, Array]
 ) -> dict[str, LayerFeatures]:
     features = {}
-    for path, spec in tapped.specs.items():
-        found = {name: values[path] for name, values in sums.items()}
-        for name in {"gradient_gram", "patch_agop"} & set(found):
-            found[name] = jnp.asarray(found[name] if spec.groups > 1 else found[name].squeeze(-3))
-            if not bool(jnp.isfinite(found[name]).all()):
+    for path in steps.tapped.layers:  # in their order, which results of jit have lost
+        (kernel, bias), site = kernels[path], steps.tapped.first(path)
+        static = {"count": count, "path": path, "groups": site.groups, "stacked": site.stacked}
+        layer = LayerFeatures(kernel=kernel, gradient_gram=None, bias=bias, **static)
+        features[path] = layer.replace(**_means(layer, method, total[path]))
+        for matrix in (features[path].gradient_gram, features[path].patch_agop):
+            if matrix is not None and not bool(jnp.isfinite(matrix).all()):
                 raise UserError(
                     f"layer {path!r}: the gradients hold NaN or infinity: did the donor's training diverge?"
                 )
-        kernel, bias = kernels[path]
-        static = {"count": count, "path": path, "groups": spec.groups, "stacked": spec.stacked}
-        features[path] = LayerFeatures(**{"gradient_gram": None, "kernel": kernel, "bias": bias, **static, **found})
     return features
+
+
+def _means(layer: LayerFeatures, method: str, total: Array) -> dict[str, Array]:
+    """The fields of a layer that a sum over examples gives."""
+    if method == "patch_jacobian":
+        return {"patch_agop": jnp.asarray(total / layer.count)}
+    if method == "gram":
+        return {"gradient_gram": jnp.asarray(total / layer.count)}
+    error = jnp.sqrt(grams.probe_variance(layer.matrix, total)) / layer.count
+    return {"gradient_gram": jnp.asarray(total.mean(0) / layer.count), "standard_error": error}

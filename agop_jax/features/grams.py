@@ -2,169 +2,201 @@
 
 `gradient_grams` is the fast path: one reverse pass per output (or per random cotangent) yields the gradients at the
 outputs of *all* layers. `patch_agop` is the plain definition for one layer, explicit patches and their Jacobian, with
-which the first is tested. Both add up over a batch; division by the number of images is left to `extract.py`.
+which the first is tested. Both add up over a batch; `extraction.py` divides by the number of examples.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from agop_jax.core.errors import UserError
-from agop_jax.core.types import Array, Float, Images, Int, Labels, PRNGKey, Variables
+from agop_jax.core.types import Array, Float, Int, Labels, PRNGKey
 from agop_jax.features.matrix import HIGHEST
-from agop_jax.features.patches import extract_patches, kernel_to_matrix
-from agop_jax.features.taps import LayerSpec, Record, TappedModel
+from agop_jax.features.patches import kernel_to_matrix
+from agop_jax.features.sites import Site
+from agop_jax.features.taps import Record, Tapped
 
-Outputs = str | Sequence[int]
-OutputFunction = Callable[[Float[Array, "n classes"], Labels], Float[Array, "n m"]]
+Outputs = str | int | Sequence[int] | Callable[[Any], Array]
+OutputFunction = Callable[[Any, Labels], Float[Array, "n m"]]  # of what the model returns, and labels
 
 
-def output_function(outputs: Outputs) -> OutputFunction:
-    """What is differentiated: 'logits' (all), a list of class indices, or 'loss' (cross-entropy, needs labels)."""
+def output_function(outputs: Any) -> OutputFunction:
+    """What is differentiated.
+
+    Args:
+      outputs: 'logits' (all), a class index or several, 'loss' (cross-entropy, needs labels), or a function of what the
+        model returns that gives (n, m).
+
+    Raises:
+      UserError: none of these.
+    """
+    if callable(outputs):
+        return lambda returned, labels: _matrix(outputs(returned), "the function given as outputs")
     if isinstance(outputs, str):
         if outputs not in ("logits", "loss"):
-            raise UserError(f"outputs: wanted 'logits', 'loss' or a list of class indices, got {outputs!r}")
-        return _loss if outputs == "loss" else lambda logits, labels: logits
-    chosen = tuple(int(index) for index in outputs)
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise UserError(f"outputs: wanted at least one class index and none twice, got {list(outputs)}")
-    return partial(_subset, chosen)
+            raise UserError(
+                f"outputs: needed 'logits', 'loss', class indices or a function of the model's result, got {outputs!r}"
+            )
+        return _loss if outputs == "loss" else lambda returned, labels: _logits(returned)
+    indices = np.atleast_1d(np.asarray(outputs))
+    if indices.dtype.kind not in "iu" or indices.ndim != 1 or not len(indices) or len(set(indices)) < len(indices):
+        raise UserError(f"outputs: needed at least one class index and none twice, got {outputs!r}")
+    return partial(_subset, tuple(map(int, indices)))
 
 
-def _loss(logits: Float[Array, "n classes"], labels: Labels) -> Float[Array, "n 1"]:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)[:, None]
+def _logits(returned: Any) -> Float[Array, "n classes"]:
+    return _matrix(returned, "the model")
 
 
-def _subset(chosen: tuple[int, ...], logits: Float[Array, "n classes"], labels: Labels) -> Float[Array, "n m"]:
-    if min(chosen) < 0 or max(chosen) >= logits.shape[-1]:
-        raise UserError(f"outputs: wanted class indices from 0 to {logits.shape[-1] - 1}, got {list(chosen)}")
-    return logits[:, jnp.array(chosen)]
+def _matrix(returned: Any, what: str) -> Float[Array, "n m"]:
+    if not hasattr(returned, "shape"):
+        raise UserError(
+            f"{what} returns a {type(returned).__name__}, needed one array (n, m): choose from it, such as "
+            "outputs=lambda returned: returned[0]"
+        )
+    if len(returned.shape) != 2:
+        raise UserError(
+            f"{what} returns shape {tuple(returned.shape)}, needed (n, m): give outputs=, a function of what the model "
+            "returns, such as outputs=lambda returned: returned.mean(1)"
+        )
+    return returned
+
+
+def _loss(returned: Any, labels: Labels) -> Float[Array, "n 1"]:
+    return optax.softmax_cross_entropy_with_integer_labels(_logits(returned), labels)[:, None]
+
+
+def _subset(indices: tuple[int, ...], returned: Any, labels: Labels) -> Float[Array, "n m"]:
+    logits = _logits(returned)
+    if min(indices) < 0 or max(indices) >= logits.shape[-1]:
+        raise UserError(f"outputs: needed class indices from 0 to {logits.shape[-1] - 1}, got {list(indices)}")
+    return logits[:, jnp.array(indices)]
 
 
 def gradient_grams(
-    tapped: TappedModel,
+    tapped: Tapped,
     output: OutputFunction,
-    variables: Variables,
-    images: Images,
+    variables: tuple[Any, Any],
+    inputs: Any,
     labels: Labels,
     cotangents: Float[Array, "m n outputs"],
     *,
     keep_passes: bool = False,
 ) -> dict[str, Float[Array, "..."]]:
-    """Sum over images and positions of delta delta^T for every layer, delta = d(cotangent . output) / d(its output).
+    """Sum over examples and positions of delta delta^T for every layer, delta = d(cotangent . output) / d(its output).
 
-    With the rows of the identity as cotangents, the same for every image, this is `count * S` exactly; with random
-    ones of E[v v^T] = I its mean is. A zero cotangent leaves an image out, which is how padding is masked.
+    With the rows of the identity as cotangents, the same for every example, this is `count * S` exactly; with random
+    ones of E[v v^T] = I its mean is. A zero cotangent leaves an example out, which is how padding is masked.
 
     The reverse passes are unrolled: inside a loop of XLA the CPU backend runs each operation on one thread (a
     `fori_loop` took 3 to 5 times as long for VGG11), and under `vmap` it was twice as slow.
 
     Args:
+      variables: parameters and others of the network.
       keep_passes: keep the m passes apart, as a first axis, instead of adding them up.
 
     Returns:
-      {path: (groups, filters, filters)} with leading axes of a scan, if any, in front of the groups.
+      {layer: (*stack, *groups, filters, filters)}; see `LayerFeatures.gradient_gram`.
     """
-    forward = lambda taps: output(tapped.apply(variables, taps, images)[0], labels)
+    forward = lambda taps: output(tapped.apply(*variables, taps, inputs)[0], labels)
     with jax.default_matmul_precision("highest"):
-        values, pullback = jax.vjp(forward, tapped.zero_perturbations(variables, images))
+        values, pullback = jax.vjp(forward, tapped.zeros(*variables, inputs))
         passes = []
         for cotangent in cotangents:
             (deltas,) = pullback(cotangent.astype(values.dtype))
-            passes.append({path: layer_gram(calls, tapped.specs[path]) for path, calls in deltas.items()})
+            grams = {place: site_gram(tapped.sites[place], delta) for place, delta in deltas.items()}
+            passes.append({layer: sum(grams[place] for place in places) for layer, places in tapped.layers.items()})
     return jax.tree.map(lambda *grams: jnp.stack(grams) if keep_passes else sum(grams), *passes)
 
 
-def layer_gram(deltas: list[Array], spec: LayerSpec) -> Float[Array, "*stack groups filters filters"]:
-    """delta delta^T summed over images, positions and calls, in float32 or better."""
+def site_gram(site: Site, delta: Array) -> Float[Array, "..."]:
+    """delta delta^T of one product, summed over examples and positions, in float32 or better."""
 
-    def call_gram(delta: Array) -> Array:
-        delta = delta.astype(jnp.promote_types(delta.dtype, jnp.float32))
-        if spec.groups == 1:  # without an axis for groups: on a CPU a batched product takes up to three times as long
-            rows = delta.reshape(*delta.shape[: spec.stacked], -1, delta.shape[-1])
-            return jnp.expand_dims(jnp.einsum("...ri,...rj->...ij", rows, rows, precision=HIGHEST), -3)
-        rows = delta.reshape(*delta.shape[: spec.stacked], -1, spec.groups, delta.shape[-1] // spec.groups)
-        return jnp.einsum("...rgi,...rgj->...gij", rows, rows, precision=HIGHEST)
+    def gram(delta: Array) -> Array:
+        rows = site.rows(delta.astype(jnp.promote_types(delta.dtype, jnp.float32)))
+        # without an axis for groups where there are none: on a CPU a batched product takes up to three times as long
+        axes = "rgi,rgj->gij" if site.groups > 1 else "...ri,...rj->...ij"
+        return jnp.einsum(axes, rows, rows, precision=HIGHEST)
 
-    return jnp.stack([call_gram(delta) for delta in deltas]).sum(0)
+    return _over_scans(site, gram)(delta)
+
+
+def _over_scans(site: Site, function: Callable[..., Array]) -> Callable[..., Array]:
+    """`function` of one step, for all steps of the scans around a product; summed where the steps share a kernel."""
+    for _ in range(site.depth):
+        function = jax.vmap(function)
+    shared = tuple(level for level in range(site.depth) if level not in site.stack)
+    return lambda *arrays: function(*arrays).sum(shared)
 
 
 def patch_agop(
-    tapped: TappedModel,
+    tapped: Tapped,
     output: OutputFunction,
-    variables: Variables,
-    images: Images,
+    variables: tuple[Any, Any],
+    inputs: Any,
     labels: Labels,
     weights: Float[Array, "n"],
-    path: str,
-) -> Float[Array, "*stack groups k k"]:
-    """Sum over images of J^T J, J the Jacobian of the outputs with respect to the explicit patches of one layer.
+    layer: str,
+) -> Float[Array, "*stack k k"]:
+    """Sum over examples of J^T J, J the Jacobian of the outputs with respect to the explicit patches of one layer.
 
     The definition (Radhakrishnan et al. 2024, eq. 3; for patches Beaglehole et al. 2023, "Mechanism of feature
-    learning in convolutional neural networks", eq. 4): the layer's output is replaced by `patches @ W + bias`, with
-    every patch an input of its own. Costs a Jacobian of size outputs x positions x k an image: for tests and small
-    layers.
+    learning in convolutional neural networks", eq. 4): the product is replaced by `patches @ W`, with every patch an
+    input of its own. Costs a Jacobian of size outputs x positions x k an example: for tests and small layers.
     """
-    spec = tapped.specs[path]
 
-    def one_image(image: Array, label: Array) -> Array:
-        image, label = image[None], label[None]
-        zeros = tapped.zero_perturbations(variables, image)
-        _, records = tapped.apply(variables, None, image)
+    def one_example(example: Any, label: Array) -> Array:
+        batch, label = jax.tree.map(lambda leaf: leaf[None], example), label[None]
+        _, records = tapped.apply(*variables, {}, batch)
 
-        def one_call(call: int) -> Array:
-            record = records[path][call]
+        def one_product(place: str) -> Array:
+            site, record = tapped.sites[place], records[place]
 
             def network(patches: Array) -> Array:
-                replaced = {**zeros, path: list(zeros[path])}
-                replaced[path][call] = outputs_of_patches(patches, record, spec) - record.outputs
-                return output(tapped.apply(variables, replaced, image)[0], label)[0]
+                difference = _outputs_of_patches(site, patches, record) - record.outputs
+                return output(tapped.apply(*variables, {place: difference}, batch)[0], label)[0]
 
-            jacobian = jax.jacrev(network)(patches_of(record, spec))
-            return jnp.einsum("m...pgi,m...pgj->...gij", jacobian, jacobian, precision=HIGHEST)
+            return _products_of_jacobian(site, jax.jacrev(network)(_patches(site, record)))
 
-        return jnp.stack([one_call(call) for call in range(len(records[path]))]).sum(0)
+        return sum((one_product(place) for place in tapped.layers[layer][1:]), one_product(tapped.layers[layer][0]))
 
     with jax.default_matmul_precision("highest"):
-        agops = jax.vmap(one_image)(images, labels)
+        agops = jax.vmap(one_example)(inputs, labels)
     return jnp.tensordot(weights, agops, axes=1, precision=HIGHEST)
 
 
-def patches_of(record: Record, spec: LayerSpec) -> Float[Array, "*stack p groups k"]:
-    """The patches of one call of a layer, images and positions as one axis."""
-    seen = record.inputs.astype(jnp.result_type(record.inputs, record.kernel))  # integer images, as the layer sees them
-    if not spec.kernel_size:
-        return seen.reshape(*seen.shape[: spec.stacked], -1, 1, seen.shape[-1])
-
-    def extract(inputs: Array) -> Array:
-        inputs = inputs.reshape(-1, *inputs.shape[-len(spec.kernel_size) - 1 :])
-        geometry = (spec.kernel_size, spec.strides, spec.padding, spec.kernel_dilation, spec.input_dilation)
-        patches = extract_patches(inputs, *geometry, groups=spec.groups)
-        return patches.reshape(-1, *patches.shape[-2:])
-
-    return over_stack(extract, spec)(seen)
+def _patches(site: Site, record: Record) -> Float[Array, "..."]:
+    patches = site.patches
+    for _ in range(site.depth):
+        patches = jax.vmap(patches)
+    return patches(record.inputs.astype(jnp.result_type(record.inputs, record.kernel, jnp.float32)))
 
 
-def outputs_of_patches(patches: Float[Array, "*stack p groups k"], record: Record, spec: LayerSpec) -> Array:
-    """What the layer makes of its patches, in the shape of its output."""
-    matrix = over_stack(partial(kernel_to_matrix, groups=spec.groups), spec)(record.kernel)
-    matrix = matrix if spec.groups > 1 else jnp.expand_dims(matrix, -3)
-    outputs = jnp.einsum("...pgk,...gkc->...pgc", patches, matrix, precision=HIGHEST).reshape(record.outputs.shape)
-    if record.bias is None:
-        return outputs
-    bias = record.bias
-    return outputs + bias.reshape(*bias.shape[:-1], *(1,) * (outputs.ndim - bias.ndim), bias.shape[-1])
+def _outputs_of_patches(site: Site, patches: Array, record: Record) -> Array:
+    """What the product makes of its patches, in the shape and type of its output."""
+
+    def outputs(patches: Array, operand: Array, like: Array) -> Array:
+        kernel = site.kernel(operand)
+        matrix = kernel if site.heads else kernel_to_matrix(kernel, site.groups)
+        axes = "pgk,gkc->pgc" if site.groups > 1 else "...pk,...kc->...pc"
+        rows = jnp.einsum(axes, patches, matrix, precision=HIGHEST)
+        return site.outputs(rows, like.shape).astype(like.dtype)
+
+    for _ in range(site.depth):
+        outputs = jax.vmap(outputs)
+    return outputs(patches, record.kernel, record.outputs)
 
 
-def over_stack(function: Callable, spec: LayerSpec) -> Callable:
-    """`function` mapped over the leading axes of a scanned layer."""
-    for _ in range(spec.stacked):
-        function = jax.vmap(function)
-    return function
+def _products_of_jacobian(site: Site, jacobian: Float[Array, "m ..."]) -> Float[Array, "*stack k k"]:
+    axes = "mpgi,mpgj->gij" if site.groups > 1 else "m...pi,m...pj->...ij"
+    product = lambda steps: jnp.einsum(axes, steps, steps, precision=HIGHEST)
+    return _over_scans(site, product)(jnp.moveaxis(jacobian, 0, site.depth))
 
 
 def balanced_cotangents(key: PRNGKey, places: Int[Array, "n"], num_outputs: int) -> Float[Array, "n outputs"]:

@@ -1,234 +1,311 @@
-"""Gradients at the output of every layer of a model that nobody modified (Flax Linen; `taps_nnx.py` for NNX).
+"""Taps: the gradient at the output of every layer of any JAX function, found in the computation itself.
 
-A tap adds a zero to the output of a Conv or Dense; the gradient with respect to that zero is the gradient there. Taps
-live in variable collections, not in a Python dictionary: tracers would leak out of `nn.remat` and `nn.scan`, and a scan
-would share one tap among all its steps. The number of calls of a module is told by the *names* in a collection, since
-values inside lifted transformations are traced.
+The function is traced once to a jaxpr. `dataflow.py` finds every product of data with parameters in it. The jaxpr is
+evaluated again with a zero added to each such product: the gradient with respect to that zero is the gradient at the
+output of the layer, and the operand that the product multiplies with is the layer's W, as it is used.
 """
 
-import contextlib
-import dataclasses
-import functools
-import inspect
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import errors as flax_errors
-from flax.linen.module import InterceptorContext
+from jax.extend import core
 
-from agop_jax.core import trees
-from agop_jax.core.errors import UserError
-from agop_jax.core.types import Array, Images, Variables
+from agop_jax.core.errors import UserError, first_line
+from agop_jax.core.networks import Cache, Network, signature
+from agop_jax.core.types import Array
+from agop_jax.features.dataflow import INPUTS, Dataflow, Origin, body_of
+from agop_jax.features.sites import Site
 
-PERTURBATIONS = "agop_perturbations"
-RECORDS = "agop_records"
-TAP_COLLECTIONS = (PERTURBATIONS, RECORDS)
-LIFTING = (
-    "the model uses nn.scan or nn.vmap without the tap collections: add "
-    "variable_axes={'params': 0, **{c: 0 for c in agop_jax.TAP_COLLECTIONS}} to it"
-)
+LEAF = re.compile(r"[/.](kernel|weight|w)$")  # of the path of a kernel, no part of its layer's name
+REMATERIALISED = ("remat2", "checkpoint")
+UNKNOWN = object()  # in place of a value that depends on the inputs, where kernels alone are computed
 
-Taps = dict[str, list[Any]]  # layer path -> one entry for each call of the layer, in order
+_TAPPED = Cache()
 
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """The static side of a layer: what its kernel alone does not tell."""
-
-    kernel_ndim: int
-    groups: int = 1
-    kernel_size: tuple[int, ...] = ()  # empty for Dense
-    strides: tuple[int, ...] = ()
-    padding: Any = "VALID"
-    kernel_dilation: tuple[int, ...] = ()
-    input_dilation: tuple[int, ...] = ()
-    stacked: int = 0  # leading axes from nn.scan or nn.vmap
+Taps = Mapping[str, Any]  # place of a product -> what is added to it
 
 
 class Record(NamedTuple):
-    """What one call of a layer saw and did."""
+    """What one product saw and did; scans lead with axes of their steps."""
 
     inputs: Array
-    outputs: Array
+    outputs: Array  # without the bias
     kernel: Array
-    bias: Array | None
 
 
 @dataclass(frozen=True)
-class TappedModel:
-    """A model as a function of the perturbations at its layers' outputs.
+class Tapped:
+    """A network as a function of what is added to the products of its layers.
 
     Attributes:
-      apply: (variables, perturbations or None, images) -> (logits, {path: [Record of each call]}).
-      specs: {path: LayerSpec}, in the order of the first call.
+      apply: (params, others, taps, inputs) -> (outputs, {place: Record}).
+      operands: (params, others) -> {place: kernel operand}, which computes nothing of the network.
+      sites: {place: Site}, in the order of the computation.
+      dataflow: all that is known of the computation.
+      paths: of the leaves of the parameters.
     """
 
-    apply: Callable[[Variables, Taps | None, Images], tuple[Array, dict[str, list[Record]]]]
-    specs: dict[str, LayerSpec]
+    apply: Callable[[Any, Any, Taps, Any], tuple[Any, dict[str, Record]]]
+    operands: Callable[[Any, Any], dict[str, Array]]
+    sites: dict[str, Site]
+    dataflow: Dataflow
+    paths: Sequence[str]
 
-    def zero_perturbations(self, variables: Variables, images: Images) -> Taps:
-        """A zero at the output of every call of every layer, for this batch."""
-        _, records = jax.eval_shape(lambda v, x: self.apply(v, None, x), variables, images)
-        zeros = lambda call: jnp.zeros(call.outputs.shape, call.outputs.dtype)
-        return {path: [zeros(call) for call in calls] for path, calls in records.items()}
+    @property
+    def layers(self) -> dict[str, list[str]]:
+        """{layer: places of its products}, in the order of the first of each."""
+        layers: dict[str, list[str]] = {}
+        for place, site in self.sites.items():
+            layers.setdefault(site.layer, []).append(place)
+        return layers
+
+    def first(self, layer: str) -> Site:
+        """The first product of a layer."""
+        return self.sites[self.layers[layer][0]]
+
+    def kernels(self, params: Any, others: Any) -> dict[str, Array]:
+        """{layer: kernel} as the layers use them: (*steps, *heads, *spatial, cin / groups, cout)."""
+        operands = self.operands(params, others)
+        return {layer: self._kernel(places[0], operands[places[0]]) for layer, places in self.layers.items()}
+
+    def biases(self, params: Any, kernels: Mapping[str, Array]) -> dict[str, Array | None]:
+        """{layer: (*stack, filters)}: the parameter that is first added to the layer's product, if there is one."""
+        leaves = jax.tree.leaves(jax.tree.map(jnp.asarray, params))
+        return {layer: self._bias(layer, leaves, kernel) for layer, kernel in kernels.items()}
+
+    def _bias(self, layer: str, leaves: Sequence[Array], kernel: Array) -> Array | None:
+        site = self.first(layer)
+        shape = (*kernel.shape[: site.stacked], kernel.shape[-1])
+        if site.bias is None or leaves[site.bias].size != math.prod(shape):
+            return None
+        return leaves[site.bias].reshape(shape)
+
+    def with_kernels(self, params: Any, others: Any, kernels: Mapping[str, Array]) -> Any:
+        """Parameters with which these layers use these kernels.
+
+        An operand is made of its parameters by casts, transposes, slices and the like, whose derivative, transposed, is
+        the way back: it puts every number where the operand takes it from.
+
+        Raises:
+          UserError: a kernel that is computed from parameters, such as a normalised one, has no such way back.
+        """
+        leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
+        own = sorted(set().union(*(self.dataflow.kernels[self.layers[layer][0]] for layer in kernels)))
+
+        def used(parts: Sequence[Array]) -> dict[str, Array]:
+            whole = [*leaves]
+            for index, part in zip(own, parts, strict=True):
+                whole[index] = part
+            every = self.operands(jax.tree.unflatten(structure, whole), others)
+            return {layer: self._kernel(place := self.layers[layer][0], every[place]) for layer in kernels}
+
+        before, back = jax.vjp(used, [leaves[index] for index in own])
+        (new,), (covered,) = back(_like(kernels, before)), back(jax.tree.map(jnp.ones_like, before))
+        for index, part, mask in zip(own, new, covered, strict=True):
+            leaves[index] = jnp.where(mask != 0, part, leaves[index])
+        _require_use(kernels, used([leaves[index] for index in own]))
+        return jax.tree.unflatten(structure, leaves)
+
+    def zeros(self, params: Any, others: Any, inputs: Any) -> dict[str, Array]:
+        """A tap of zeros for every product, for inputs of this shape."""
+        _, records = jax.eval_shape(lambda p, o, x: self.apply(p, o, {}, x), params, others, inputs)
+        return {place: jnp.zeros(record.outputs.shape, record.outputs.dtype) for place, record in records.items()}
+
+    def _kernel(self, place: str, operand: Array) -> Array:
+        return over_steps(self.sites[place], self.sites[place].kernel, operand)
 
 
-def tap(
-    model: nn.Module, variables: Variables, images: Images, *, batch_statistics: bool = False, **kwargs: Any
-) -> TappedModel:
-    """Taps every `nn.Conv` and `nn.Dense` of a Linen model.
+def _like(kernels: Mapping[str, Array], before: Mapping[str, Array]) -> dict[str, Array]:
+    for layer, kernel in kernels.items():
+        if kernel.shape != before[layer].shape:
+            raise UserError(f"layer {layer!r}: needed a kernel of shape {before[layer].shape}, got {kernel.shape}")
+    return {layer: jnp.asarray(kernel, before[layer].dtype) for layer, kernel in kernels.items()}
+
+
+def _require_use(kernels: Mapping[str, Array], used: Mapping[str, Array]) -> None:
+    """The parameters may be of lower precision than the kernels, so each number has to agree to 1 in 100."""
+    for layer, kernel in kernels.items():
+        gap = jnp.abs(kernel - used[layer]).max(initial=0) - 0.01 * jnp.abs(kernel).max(initial=0)
+        if not isinstance(gap, jax.core.Tracer) and gap > 0:
+            raise UserError(
+                f"layer {layer!r}: its kernel is computed from its parameters (normalised, masked, scaled, a sum), so "
+                "that a drawn kernel cannot be put in their place: leave the layer out with layers=..."
+            )
+
+
+def over_steps(site: Site, function: Callable[[Array], Array], array: Array) -> Array:
+    """A function of one product, for each step of the scans that slice its kernel; of the others the first step."""
+    for level in range(site.depth):
+        if level not in site.stack:
+            array = jnp.take(array, 0, axis=sum(outer in site.stack for outer in range(level)))
+    for _ in site.stack:
+        function = jax.vmap(function)
+    return function(array)
+
+
+def tap(network: Network, inputs: Any) -> Tapped:
+    """Taps every product of data with parameters; traced once for each model and shape.
 
     Args:
-      model: an unbound module whose call takes (n, h, w, c) images and returns (n, classes) logits.
-      variables: its parameters and statistics.
-      images: a batch for tracing; only its shape and dtype matter.
-      batch_statistics: run the network as in training, where outputs depend on other images: for its activations, not
-        for features.
-      **kwargs: for the model's call, on top of `inference_arguments`.
+      network: from `open_network`.
+      inputs: a batch for tracing; only shapes and types matter.
 
     Raises:
-      UserError: no layer was found, BatchNorm would use batch statistics, or an `nn.scan` hides the tap collections.
+      UserError: the model cannot be called on such inputs, has no such product, or has one inside `lax.cond` or
+        `lax.while_loop`.
     """
-    switches = inference_arguments(type(model).__call__)
-    kwargs = {**{name: value != batch_statistics for name, value in switches.items()}, **kwargs}
-    mutable = [RECORDS, *(name for name in variables if name != "params" and batch_statistics)]
-    rngs = {"dropout": jax.random.key(0)} if batch_statistics else None
-    specs: dict[str, LayerSpec] = {}
-
-    def apply(variables: Variables, perturbations: Taps | None, images: Images):
-        given = {} if perturbations is None else {PERTURBATIONS: _nest(perturbations)}
-        interceptor = functools.partial(_intercept, specs, perturbations is not None, batch_statistics)
-        with nn.intercept_methods(interceptor), _explain_lifting():
-            logits, state = model.apply({**variables, **given}, images, mutable=mutable, rngs=rngs, **kwargs)
-        return logits, _by_call(state.get(RECORDS, {}))
-
-    _, records = jax.eval_shape(lambda v, x: apply(v, None, x), variables, images)
-    if not specs:
-        raise UserError("found no nn.Conv or nn.Dense to tap: weights used by hand (self.param) cannot be seen")
-    return TappedModel(apply, with_stack_depth(specs, records))
+    return _TAPPED.get(network, signature((network.params, network.others, inputs)), lambda: _tap(network, inputs))
 
 
-def with_stack_depth(specs: dict[str, LayerSpec], records: dict[str, list[Record]]) -> dict[str, LayerSpec]:
-    """A kernel with more axes than its layer knows of was stacked by an `nn.scan` or `nn.vmap`."""
-    depth = {path: calls[0].kernel.ndim - specs[path].kernel_ndim for path, calls in records.items()}
-    return {path: dataclasses.replace(spec, stacked=depth[path]) for path, spec in specs.items()}
+def _tap(network: Network, inputs: Any) -> Tapped:
+    shapes = jax.eval_shape(lambda *arguments: arguments, network.params, network.others, inputs)
+    closed, structure = _trace(network, shapes)
+    dataflow = Dataflow([leaf.size for leaf in jax.tree.leaves(network.params)])
+    dataflow.follow(closed.jaxpr, _origins(*shapes))
+    sites = name_layers(dataflow, network.paths)
+    if not sites:
+        raise UserError("the model multiplies its inputs with no parameter: it has no layer to tap")
+    evaluation = Evaluation(closed, sites, dataflow.scopes)
+    result = jax.tree.structure(structure)
+
+    def apply(params: Any, others: Any, taps: Taps, inputs: Any) -> tuple[Any, dict[str, Record]]:
+        outputs, records = evaluation(jax.tree.leaves((params, others, inputs)), taps)
+        return jax.tree.unflatten(result, outputs), records
+
+    def operands(params: Any, others: Any) -> dict[str, Array]:
+        unknown = [UNKNOWN] * len(jax.tree.leaves(shapes[2]))
+        known = map(jnp.asarray, jax.tree.leaves((params, others)))
+        return evaluation([*known, *unknown], {})[1]
+
+    return Tapped(apply, operands, sites, dataflow, network.paths)
 
 
-def inference_arguments(call: Callable[..., Any]) -> dict[str, bool]:
-    """The usual names of the train/inference switch, set to inference, for those that the model's call takes."""
-    switches = {
-        "train": False,
-        "training": False,
-        "is_training": False,
-        "deterministic": True,
-        "use_running_average": True,
-    }
-    taken = inspect.signature(call).parameters
-    return {name: value for name, value in switches.items() if name in taken}
-
-
-def _intercept(
-    specs: dict[str, LayerSpec],
-    perturbed: bool,
-    batch_statistics: bool,
-    next_fun: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    context: InterceptorContext,
-) -> Any:
-    module = context.module
-    if context.method_name != "__call__":
-        return next_fun(*args, **kwargs)
-    if isinstance(module, nn.BatchNorm) and not batch_statistics:
-        _refuse_batch_statistics(module, *args, **kwargs)
-    if isinstance(module, nn.WeightNorm):
-        return _weight_norm(module, *args, **kwargs)
-    outputs = next_fun(*args, **kwargs)
-    if not isinstance(module, nn.Conv | nn.Dense):
-        return outputs
-    specs.setdefault("/".join(module.path), layer_spec(module))
-    return _tap_call(module, perturbed, args[0] if args else kwargs["inputs"], outputs)
-
-
-def _tap_call(module: nn.Module, perturbed: bool, inputs: Array, outputs: Array) -> Array:
-    """Records the call and adds this call's perturbation, if the model is given any."""
-    index = 0
-    while module.has_variable(RECORDS, f"call_{index}"):
-        index += 1
-    name = f"call_{index}"
-    kernel, mask = module.get_variable("params", "kernel"), getattr(module, "mask", None)
-    kernel = kernel if mask is None else kernel * mask
-    module.put_variable(RECORDS, name, Record(inputs, outputs, kernel, module.get_variable("params", "bias")))
-    if not perturbed:
-        return outputs
-    if not module.has_variable(PERTURBATIONS, name):  # a scan that lists only the records drops it in silence
-        raise UserError(LIFTING)
-    return outputs + module.get_variable(PERTURBATIONS, name)
-
-
-def _weight_norm(module: nn.WeightNorm, *args: Any, **kwargs: Any) -> Any:
-    """What `nn.WeightNorm` does, for the parameters alone: it maps every collection, and mapped ones are read-only."""
-    normalize = functools.partial(jax.tree_util.tree_map_with_path, module._l2_normalize)
-    return nn.map_variables(lambda layer: layer(*args, **kwargs), "params", normalize)(module.layer_instance)
-
-
-def layer_spec(module: Any) -> LayerSpec:
-    """Reads a Conv or Dense of Linen or NNX, whose fields have the same names."""
-    if not hasattr(module, "kernel_size"):
-        return LayerSpec(kernel_ndim=2)
-    sizes = (module.kernel_size,) if isinstance(module.kernel_size, int) else tuple(module.kernel_size)
-
-    def broadcast(value: int | tuple[int, ...] | None) -> tuple[int, ...]:
-        return (value or 1,) * len(sizes) if value is None or isinstance(value, int) else tuple(value)
-
-    padding = module.padding
-    if isinstance(padding, int):
-        padding = (padding,) * len(sizes)
-    if not isinstance(padding, str):
-        padding = tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
-    return LayerSpec(
-        kernel_ndim=len(sizes) + 2,
-        groups=module.feature_group_count,
-        kernel_size=sizes,
-        strides=broadcast(module.strides),
-        padding=padding,
-        kernel_dilation=broadcast(module.kernel_dilation),
-        input_dilation=broadcast(module.input_dilation),
-    )
-
-
-def _refuse_batch_statistics(module: nn.BatchNorm, *args: Any, **kwargs: Any) -> None:
-    chosen = kwargs.get("use_running_average", args[1] if len(args) > 1 else None)
-    if not (module.use_running_average if chosen is None else chosen):
-        path = "/".join(module.path)
-        raise UserError(
-            f"BatchNorm {path!r} uses batch statistics, so that an output depends on other images: "
-            "pass the model's own switch for inference, e.g. extract(..., apply_kwargs={'train': False})"
-        )
-
-
-@contextlib.contextmanager
-def _explain_lifting() -> Iterator[None]:
-    """Says what to do about an `nn.scan` or `nn.vmap` that does not carry the tap collections."""
+def _trace(network: Network, shapes: Any) -> tuple[core.ClosedJaxpr, Any]:
     try:
-        yield
-    except flax_errors.ModifyScopeVariableError as error:
-        raise UserError(LIFTING) from error
+        with jax.default_matmul_precision("highest"):  # a jaxpr keeps the precision that it was traced with
+            return jax.make_jaxpr(network.apply, return_shape=True)(*shapes)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a stranger's model raises on inputs that it was not made for
+        inputs = jax.tree.map(jnp.shape, shapes[2])
+        where = f"inputs of shape {inputs}{_channels_first(inputs)}"
+        raise UserError(f"the model cannot be called on {where}: {first_line(error)}") from error
 
 
-def _nest(taps: Taps) -> dict[str, Any]:
-    return trees.unflatten(
-        {trees.join(path, f"call_{i}"): x for path, calls in taps.items() for i, x in enumerate(calls)}
-    )
+def _channels_first(shape: Any) -> str:
+    if isinstance(shape, tuple) and len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] > 4:
+        return " (channels first? inputs.transpose(0, 2, 3, 1) puts them last)"
+    return ""
 
 
-def _by_call(collection: dict[str, Any]) -> Taps:
-    flat = trees.flatten(collection)
-    taps: Taps = {}
-    for name in sorted(flat, key=lambda name: int(name.rpartition("call_")[2])):
-        taps.setdefault(name.rpartition("call_")[0].rstrip("/"), []).append(flat[name])
-    return taps
+def _origins(params: Any, others: Any, inputs: Any) -> list[Origin]:
+    leaves = jax.tree.leaves(params)
+    marks = [Origin(frozenset([n]), recipe=hash(("parameter", n)), shape=x.shape) for n, x in enumerate(leaves)]
+    marks += [Origin(recipe=hash(("other", number))) for number in range(len(jax.tree.leaves(others)))]
+    return marks + [INPUTS] * len(jax.tree.leaves(inputs))
+
+
+def name_layers(dataflow: Dataflow, paths: Sequence[str]) -> dict[str, Site]:
+    """The sites with their layers' names, which are paths of parameters.
+
+    A layer is one kernel, however often it is used. Where several kernels are made of one parameter, such as queries,
+    keys and values from slices of one array, they are numbered: 'in_proj/0', 'in_proj/1', ...
+    """
+    by_leaf: dict[int, list[int]] = {}
+    for place, site in dataflow.sites.items():
+        recipes = by_leaf.setdefault(site.leaf, [])
+        if dataflow.recipes[place] not in recipes:
+            recipes.append(dataflow.recipes[place])
+    sites = {}
+    for place, site in dataflow.sites.items():
+        name, recipes = LEAF.sub("", paths[site.leaf]), by_leaf[site.leaf]
+        number = f"/{recipes.index(dataflow.recipes[place])}" if len(recipes) > 1 else ""
+        sites[place] = replace(site, layer=name + number, bias=dataflow.biases.get(place))
+    return sites
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Evaluates a jaxpr with the taps added.
+
+    Attributes:
+      closed: the jaxpr.
+      sites: of its products.
+      scopes: the calls to go into: jit and custom derivatives are inlined, remat and scan are made again around them.
+    """
+
+    closed: core.ClosedJaxpr
+    sites: Mapping[str, Site]
+    scopes: set[str]
+
+    def __call__(self, arguments: Sequence[Any], taps: Taps) -> tuple[list[Any], dict[str, Any]]:
+        """Results and records; of unknown inputs the results are unknown, and the records are kernels alone."""
+        return self._run(self.closed.jaxpr, self.closed.consts, arguments, taps, "")
+
+    def _run(self, jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], taps: Taps, scope: str):
+        values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+        read = lambda var: var.val if isinstance(var, core.Literal) else values[var]
+        records: dict[str, Any] = {}
+        for index, eqn in enumerate(jaxpr.eqns):
+            place, operands = f"{scope}{index}", [read(var) for var in eqn.invars]
+            if place in self.scopes:
+                results, inner = self._call(eqn, operands, taps, f"{place}/")
+                records |= inner
+            else:
+                results = _bind(eqn, operands)
+            if place in self.sites:
+                records[place] = _record(self.sites[place], operands, results[0])
+                results = [results[0] + taps[place]] if place in taps else results
+            values.update(zip(eqn.outvars, results, strict=True))
+        return [read(var) for var in jaxpr.outvars], records
+
+    def _call(self, eqn: Any, operands: list[Any], taps: Taps, scope: str) -> tuple[list[Any], dict[str, Any]]:
+        body, inner = body_of(eqn), {place: tap for place, tap in taps.items() if place.startswith(scope)}
+        run = lambda operands, taps: self._run(body.jaxpr, body.consts, operands, taps, scope)
+        if eqn.primitive.name == "scan":
+            return _scan(eqn.params, run, operands, inner)
+        if eqn.primitive.name in REMATERIALISED and not any(operand is UNKNOWN for operand in operands):
+            options = {name: eqn.params[name] for name in ("policy", "prevent_cse")}
+            return jax.checkpoint(run, **options)(operands, inner)
+        return run(operands, inner)
+
+
+def _bind(eqn: Any, operands: list[Any]) -> list[Any]:
+    if any(operand is UNKNOWN for operand in operands):
+        return [UNKNOWN] * len(eqn.outvars)
+    with eqn.ctx.manager:
+        results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+    return results if eqn.primitive.multiple_results else [results]
+
+
+def _record(site: Site, operands: list[Any], outputs: Any) -> Any:
+    if outputs is UNKNOWN:
+        return operands[site.place]
+    return Record(operands[1 - site.place], outputs, operands[site.place])
+
+
+def _scan(params: Any, run: Any, operands: list[Any], taps: Taps) -> tuple[list[Any], dict[str, Any]]:
+    """The same scan with the taps as further inputs of its steps, and the records as further outputs.
+
+    What is unknown stays outside; then the steps compute kernels alone.
+    """
+    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+    consts, carry, xs = operands[:first], operands[first:last], operands[last:]
+    known = not any(operand is UNKNOWN for operand in operands)
+    sliced = [x for x in xs if x is not UNKNOWN]
+
+    def step(carry: Any, slices: Any) -> tuple[Any, Any]:
+        here = iter(slices[0])
+        steps = [UNKNOWN if x is UNKNOWN else next(here) for x in xs]
+        results, records = run([*consts, *(carry if known else [UNKNOWN] * (last - first)), *steps], slices[1])
+        return (results[: last - first], (results[last - first :], records)) if known else ((), ([], records))
+
+    options = {name: params[name] for name in ("length", "reverse", "unroll")}
+    carry, (ys, records) = jax.lax.scan(step, carry if known else (), (sliced, taps), **options)
+    results = len(params["jaxpr"].jaxpr.outvars)
+    return [*carry, *ys] if known else [UNKNOWN] * results, records

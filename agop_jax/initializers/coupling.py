@@ -20,119 +20,168 @@ The evidence is that of a regression of the donor's activations: partly a noisy 
 
 import functools
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from agop_jax.core.compilation import jit
 from agop_jax.core.errors import UserError
-from agop_jax.core.types import Array, Float, PRNGKey, Variables
-from agop_jax.features import taps
+from agop_jax.core.networks import Cache, Network
+from agop_jax.core.types import Array, Float, PRNGKey
 from agop_jax.features.decompositions import thin_svd
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.matrix import HIGHEST, FeatureMatrix
+from agop_jax.features.sites import Site
+from agop_jax.features.taps import Record, Tapped, tap
 from agop_jax.initializers.registry import Method
 from agop_jax.initializers.sources import carried_filters, mixing
 
 RIDGE = 1e-3  # penalty, in units of the mean power of the recipient's channels
 POOR_FIT = 0.2  # explained variance below which a coupled layer is hardly better than an independent one
-CHUNK = 64  # images in one forward pass
+CHUNK = 64  # examples in one forward pass
+HELD_OUT = 4  # one example in so many is kept from the fit and tells how good it is
+_STEPS = Cache()
 
 
 class Donor(NamedTuple):
     """The donor as a network.
 
     Attributes:
-      model: a Linen module with the recipient's layer names and strides.
-      variables: its parameters and statistics.
-      images: (n, h, w, c), the recipient's batch of images, normalised as the donor expects.
+      model: with the recipient's layer names and strides; any kind of model that `extract` takes.
+      variables: as for `extract`.
+      inputs: the recipient's batch of inputs, normalised as the donor expects.
     """
 
-    model: nn.Module
-    variables: Variables
-    images: Array
+    model: Any
+    variables: Any
+    inputs: Any
 
 
 class Moments(NamedTuple):
-    """Sums over images and positions at one layer; cin2 is the recipient's, cin the donor's number of channels."""
+    """Sums over examples and positions at one layer; cin2 is the recipient's, cin the donor's number of channels."""
 
     power: Float[Array, "cin2 cin2"]  # recipient's input, second moments
     cross: Float[Array, "cin2 cin"]  # recipient's input times donor's
     donor_sum: Float[Array, "cin"]
     donor_square: Float[Array, ""]
     rows: Float[Array, ""]
-    output_sum: Float[Array, ""]  # recipient's output, over channels too
-    output_square: Float[Array, ""]
-    output_count: Float[Array, ""]
 
 
-def moments(
-    model: nn.Module, variables: Variables, images: Array, donor: Donor | None, layers: tuple[str, ...]
-) -> dict[str, Moments]:
-    """Of every layer in `layers`, over all images, in chunks. Without a donor its terms are those of the recipient."""
-    donor_model, donor_variables, donor_images = donor or (None, None, images)
-    # a kernel that is drawn may be bound to its device where the one before was not, and jit would trace anew for that
-    device = next(iter(jnp.asarray(images).devices()))
-    variables, images, donor_variables, donor_images = jax.device_put(
-        (variables, images, donor_variables, donor_images), device
-    )
-    step = _moments_step(model, donor_model, layers)
-    size = math.ceil(len(images) / math.ceil(len(images) / CHUNK))  # of each chunk but the last, if that can be
-    chunks = [slice(start, start + size) for start in range(0, len(images), size)]
-    parts = (step(variables, images[chunk], donor_variables, donor_images[chunk]) for chunk in chunks)
-    return functools.reduce(functools.partial(jax.tree.map, jnp.add), parts)
+class Spread(NamedTuple):
+    """Sums of a layer's products over examples, positions and channels, for each step of a scan."""
+
+    total: Float[Array, "*steps"]
+    square: Float[Array, "*steps"]
+    count: Float[Array, "*steps"]
+
+    @property
+    def deviation(self) -> Float[Array, "*steps"]:
+        """Standard deviation; the bias is not in it, so that it is proportional to the kernel."""
+        mean = self.total / self.count
+        return jnp.sqrt(jnp.maximum(self.square / self.count - mean**2, 0))
 
 
-@functools.lru_cache(maxsize=16)
-def _moments_step(model: nn.Module, donor_model: nn.Module | None, layers: tuple[str, ...]) -> Any:
-    """Compiled once for a pair of networks, whatever their weights."""
+class Passes(NamedTuple):
+    """One forward pass after another of a recipient, and beside it of its donor."""
 
-    @jit
-    def step(variables: Variables, images: Array, donor_variables: Variables | None, donor_images: Array):
-        records = _records(model, variables, images, batch_statistics=True)  # as the recipient will be trained
-        others = records if donor_model is None else _records(donor_model, donor_variables, donor_images)
-        return {path: _layer_moments(path, records[path][0], others[path][0]) for path in layers}
+    network: Network
+    inputs: Any
+    layers: tuple[str, ...]
+    donor: Network | None = None
+    donor_inputs: Any = None
 
-    return step
+    def moments(self, variables: Any, held_out: bool) -> dict[str, Moments]:
+        """Of every layer, over the examples that the fit is made from, or over those that are held out."""
+        places = np.arange(_count(self.inputs))
+        held = places % HELD_OUT == HELD_OUT - 1
+        chosen = places[held if held_out else ~held] if held.any() else places
+        return self._sum(_layer_moments, "moments", variables, chosen)
+
+    def spreads(self, variables: Any) -> dict[str, Spread]:
+        """Of every layer's products."""
+        return self._sum(_layer_spread, "spreads", variables, np.arange(_count(self.inputs)))
+
+    def _sum(self, measure: Any, name: str, variables: Any, chosen: np.ndarray) -> Any:
+        size = math.ceil(len(chosen) / math.ceil(len(chosen) / CHUNK))  # of each chunk but the last, if that can be
+        chunks = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        parts = (self._chunk(measure, name, variables, chunk) for chunk in chunks)
+        return functools.reduce(functools.partial(jax.tree.map, jnp.add), parts)
+
+    def _chunk(self, measure: Any, name: str, variables: Any, chunk: np.ndarray) -> Any:
+        take = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf[chunk]), tree)
+        inputs, theirs = take(self.inputs), None if self.donor is None else take(self.donor_inputs)
+        tapped = tap(self.network, inputs)
+        other = None if self.donor is None else tap(self.donor, theirs)
+        make = lambda: _step(tapped, other, self.layers, measure)
+        step = _STEPS.get(self.network, (name, self.layers, id(tapped), id(other)), make)
+        donor_variables = None if self.donor is None else (self.donor.params, self.donor.others)
+        # a kernel that is drawn may be bound to its device where the one before was not: jit would compile anew for it
+        device = next(iter(jax.tree.leaves(inputs)[0].devices()))
+        return step(*jax.device_put((variables, inputs, donor_variables, theirs), device))
 
 
-def _records(
-    model: nn.Module, variables: Variables, images: Array, *, batch_statistics: bool = False
-) -> dict[str, list[taps.Record]]:
-    with jax.default_matmul_precision("highest"):
-        tapped = taps.tap(model, variables, images, batch_statistics=batch_statistics)
-        return tapped.apply(variables, None, images)[1]
+def _count(inputs: Any) -> int:
+    return len(jax.tree.leaves(inputs)[0])
 
 
-def _layer_moments(path: str, recipient: taps.Record, donor: taps.Record) -> Moments:
-    if recipient.inputs.shape[:-1] != donor.inputs.shape[:-1]:
-        found = f"{recipient.inputs.shape[1:-1]}, the donor's {donor.inputs.shape[1:-1]}"
-        raise UserError(f"layer {path!r}: a coupled recipient needs the donor's positions, its input has {found}")
-    ours = recipient.inputs.reshape(-1, recipient.inputs.shape[-1])
-    theirs = donor.inputs.reshape(-1, donor.inputs.shape[-1])
+def _step(tapped: Tapped, other: Tapped | None, layers: Sequence[str], measure: Any) -> Any:
+    def step(variables: Any, inputs: Any, donor_variables: Any, donor_inputs: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            records = tapped.apply(*variables, {}, inputs)[1]
+            theirs = None if other is None else other.apply(*donor_variables, {}, donor_inputs)[1]
+            return {layer: measure(layer, (tapped, records), (other, theirs)) for layer in layers}
+
+    return jit(step)
+
+
+def _first(layer: str, side: tuple[Tapped, Mapping[str, Record]]) -> tuple[Site, Record]:
+    tapped, records = side
+    if layer not in tapped.layers:
+        raise UserError(f"layer {layer!r}: the donor has no such layer. It has: {', '.join(tapped.layers)}.")
+    return tapped.first(layer), records[tapped.layers[layer][0]]
+
+
+def _layer_moments(layer: str, recipient: Any, donor: Any) -> Moments:
+    (site, record), (donor_site, donor_record) = _first(layer, recipient), _first(layer, donor)
+    if site.depth or donor_site.depth or site.heads or site.groups > 1:
+        raise UserError(f"layer {layer!r}: coupled methods take layers of one matrix: no groups, heads or scans")
+    ours, theirs = site.channel_rows(record.inputs), donor_site.channel_rows(donor_record.inputs)
+    if ours.shape[:-1] != theirs.shape[:-1]:
+        positions = f"{ours.shape[:-1]}, the donor's {theirs.shape[:-1]}"
+        raise UserError(f"layer {layer!r}: a coupled recipient needs the donor's positions, its input has {positions}")
+    ours, theirs = ours.reshape(-1, ours.shape[-1]), theirs.reshape(-1, theirs.shape[-1])
     return Moments(
         power=jnp.dot(ours.T, ours, precision=HIGHEST),
         cross=jnp.dot(ours.T, theirs, precision=HIGHEST),
         donor_sum=theirs.sum(0),
         donor_square=(theirs**2).sum(),
-        rows=jnp.float32(len(theirs)),
-        output_sum=recipient.outputs.sum(),
-        output_square=(recipient.outputs**2).sum(),
-        output_count=jnp.float32(recipient.outputs.size),
+        rows=jnp.asarray(len(theirs), theirs.dtype),
     )
 
 
-def fit_basis(at_layer: Moments) -> tuple[Float[Array, "cin2 cin"], Float[Array, ""]]:
-    """B by ridge regression without intercept, and the share of the donor's variance that it explains (R^2)."""
-    size = at_layer.power.shape[0]
-    ridge = RIDGE * jnp.trace(at_layer.power) / size
-    basis = jax.scipy.linalg.solve(at_layer.power + ridge * jnp.eye(size), at_layer.cross, assume_a="pos")
-    explained = 2 * jnp.vdot(basis, at_layer.cross) - jnp.vdot(basis, jnp.dot(at_layer.power, basis, precision=HIGHEST))
-    variance = at_layer.donor_square - (at_layer.donor_sum**2).sum() / at_layer.rows
-    return basis, 1 - (at_layer.donor_square - explained) / variance
+def _layer_spread(layer: str, recipient: Any, donor: Any) -> Spread:
+    site, record = _first(layer, recipient)
+    outputs = record.outputs.astype(jnp.promote_types(record.outputs.dtype, jnp.float32))
+    axes = tuple(axis for axis in range(outputs.ndim) if axis not in site.stack)
+    count = jnp.full((), math.prod(outputs.shape[axis] for axis in axes), outputs.dtype)
+    return Spread(outputs.sum(axes), (outputs**2).sum(axes), jnp.broadcast_to(count, outputs.sum(axes).shape))
+
+
+def fit_basis(fit: Moments, held_out: Moments | None = None) -> tuple[Float[Array, "cin2 cin"], Float[Array, ""]]:
+    """B by ridge regression without intercept, and the share of the donor's variance that it explains (R^2).
+
+    R^2 is that of examples which the fit has not seen: on its own, noise would seem to be explained.
+    """
+    size = fit.power.shape[0]
+    ridge = RIDGE * jnp.trace(fit.power) / size
+    basis = jax.scipy.linalg.solve(fit.power + ridge * jnp.eye(size, dtype=fit.power.dtype), fit.cross, assume_a="pos")
+    score = held_out or fit
+    explained = 2 * jnp.vdot(basis, score.cross) - jnp.vdot(basis, jnp.dot(score.power, basis, precision=HIGHEST))
+    variance = score.donor_square - (score.donor_sum**2).sum() / score.rows
+    return basis, 1 - (score.donor_square - explained) / variance
 
 
 def coupled_kernel(
@@ -148,8 +197,8 @@ def coupled_kernel(
       basis: B, from `fit_basis`.
       shape: (kh, kw, cin', cout').
     """
-    if layer.groups > 1 or layer.stacked or layer.kernel.ndim < 3:
-        raise UserError(f"layer {layer.path!r}: coupled methods take convolutions without groups, outside nn.scan")
+    if layer.groups > 1 or layer.stacked:
+        raise UserError(f"layer {layer.path!r}: coupled methods take layers of one matrix: no groups, heads or scans")
     shuffle_key, basis_key = jax.random.split(key)
     if method.shuffled:
         basis = jax.random.permutation(shuffle_key, basis)
@@ -169,9 +218,3 @@ def _random_eigenvectors(key: PRNGKey, factor: Float[Array, "k filters"]) -> Flo
     left, singular, right = thin_svd(factor)
     random = FeatureMatrix(left, singular).rotate(key).vectors
     return jnp.einsum("kr,r,rc->kc", random, singular, right, precision=HIGHEST)
-
-
-def output_deviation(at_layer: Moments) -> Float[Array, ""]:
-    """Standard deviation of a layer's output over images, positions and channels."""
-    mean = at_layer.output_sum / at_layer.output_count
-    return jnp.sqrt(jnp.maximum(at_layer.output_square / at_layer.output_count - mean**2, 0))

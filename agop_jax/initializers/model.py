@@ -1,66 +1,75 @@
-"""A donor's features + a method -> a recipient's initial variables."""
+"""A donor's features + a method -> initial parameters of a whole model."""
 
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from absl import logging
 
 from agop_jax.core import trees
 from agop_jax.core.errors import UserError
-from agop_jax.core.types import Array, PRNGKey, Variables
-from agop_jax.features import taps
+from agop_jax.core.networks import Network, open_network
+from agop_jax.core.types import Array, PRNGKey
 from agop_jax.features.layer import LayerFeatures
+from agop_jax.features.taps import Tapped, tap
 from agop_jax.initializers import coupling
-from agop_jax.initializers.coupling import POOR_FIT, Donor
+from agop_jax.initializers.coupling import POOR_FIT, Donor, Passes
 from agop_jax.initializers.registry import KAIMING_NORMAL, Method, get_method
-from agop_jax.initializers.sources import Copy, KernelInit
+from agop_jax.initializers.sources import Copy, KernelInit, Plain
 from agop_jax.initializers.streams import residual_streams
 
+ROUNDS = 20  # at most, of scaling a kernel that is used more than once to unit variance
+TOLERANCE = 1e-3  # of that variance's root
 
-class Transplant(NamedTuple):
-    """A recipient's initial variables, and for coupled methods how well each layer's basis was fitted (R^2)."""
 
-    variables: Variables
+class Initialization(NamedTuple):
+    """Initial variables of a model, and for coupled methods how well each layer's basis was fitted (R^2)."""
+
+    variables: Any
     explained_variance: dict[str, float]
 
 
 def initialize(
-    model: nn.Module,
-    key: PRNGKey,
-    sample_input: Array,
+    model: Any,
+    variables: Any,
+    inputs: Any,
     features: Mapping[str, LayerFeatures] | None,
-    method: str,
-    layers: str = ".*",
+    method: str | Method,
     *,
-    images: Array | None = None,
+    key: PRNGKey | int,
+    layers: str = ".*",
     donor: Donor | None = None,
-) -> Variables:
-    """The model's own initial variables with the selected kernels drawn anew.
+    apply_kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    """The model with the kernels of the selected layers drawn anew: parameters in, parameters out.
 
-    What is not selected, and what `method` does not touch (biases, normalisation), depends on `key` and the model
-    alone: recipients of one key differ only in the selected layers, so that methods can be compared in pairs. 'copy'
-    takes over the biases of the selected layers too.
+    Everything else stays as it is, so that recipients of the same variables and key differ in the selected layers
+    alone, and methods can be compared in pairs. 'copy' takes over the biases of the selected layers too.
 
     Args:
-      model: a Linen module, of any width that the method allows.
-      key: for the model's own initialisers and for the draws.
-      sample_input: (n, h, w, c), of which only shape and dtype matter.
+      model, variables, apply_kwargs: as for `extract`, of any width that the method allows.
+      inputs: a batch as the model expects it. Of most methods only its shape matters; methods with 'lsuv' and coupled
+        ones look at its examples, some 256 without labels.
       features: of the donor, by layer path; may be None for methods without a donor.
-      method: a name in `INITIALIZERS`, with options if wanted.
+      method: a name in `INITIALIZERS`, with options if need be, or a `Method`.
+      key: of the draws, or the seed of one.
       layers: regular expression for the whole path of a layer.
-      images: (n, h, w, c) as the recipient expects them, unlabelled, some 256: for coupled methods and 'lsuv'.
-      donor: the donor as a network with the same images as it expects them: for coupled methods.
+      donor: the donor as a network, with the same examples as it expects them: for coupled methods.
+
+    Returns:
+      What `variables` are: such a dictionary of a Linen model, such a pytree of a function's parameters, a new module
+      of the same class for NNX and Equinox.
 
     Raises:
-      UserError: unknown method, a pattern that matches no layer, a layer the donor lacks or whose shape does not fit,
-        or images or donor missing where they are needed.
+      UserError: unknown method, a pattern that matches no layer, a layer that the donor lacks or whose shape does not
+        fit, a kernel that is computed from its parameters, a donor missing where it is needed.
     """
-    done = transplant(model, key, sample_input, features, method, layers, images=images, donor=donor)
+    done = initialization(
+        model, variables, inputs, features, method, key=key, layers=layers, donor=donor, apply_kwargs=apply_kwargs
+    )
     for path, explained in done.explained_variance.items():
         if explained < POOR_FIT:
             logging.warning(
@@ -69,107 +78,129 @@ def initialize(
     return done.variables
 
 
-def transplant(
-    model: nn.Module,
-    key: PRNGKey,
-    sample_input: Array,
+def initialization(
+    model: Any,
+    variables: Any,
+    inputs: Any,
     features: Mapping[str, LayerFeatures] | None,
-    method: str,
-    layers: str = ".*",
+    method: str | Method,
     *,
-    images: Array | None = None,
+    key: PRNGKey | int,
+    layers: str = ".*",
     donor: Donor | None = None,
-) -> Transplant:
+    apply_kwargs: Mapping[str, Any] | None = None,
+) -> Initialization:
     """`initialize`, with the quality of the fits."""
-    found = get_method(method)
-    if found.needs_donor and features is None:
-        raise UserError(f"init {method!r} needs the features of a donor, got features=None")
-    if (found.lsuv or found.coupled) and images is None:
-        raise UserError(f"init {method!r} needs a batch of images: initialize(..., images=images)")
-    if found.coupled and donor is None:
-        raise UserError(f"init {method!r} needs the donor as a network: initialize(..., donor=Donor(...))")
-    model_key, draw_key = jax.random.split(key)
-    variables = _own_variables(model, model_key, sample_input)
-    chosen = trees.select(trees.kernels(variables["params"]), layers)
-    if not found.layerwise:
-        called = list(taps.tap(model, variables, sample_input).specs)
-        chosen = [path for path in called if path in chosen]
-    streams = residual_streams(model, variables, sample_input) if found.coupled else {}
-    recipient = _Recipient(model, variables, draw_key, features or {}, found, images, donor, tuple(chosen), streams)
-    explained = {path: value for path in chosen if (value := recipient.draw(path)) is not None}
-    return Transplant(recipient.variables, explained)
+    name, method = (method, get_method(method)) if isinstance(method, str) else (method.description, method)
+    if method.needs_donor and features is None:
+        raise UserError(f"init {name!r} needs the features of a donor, got features=None")
+    if method.coupled and donor is None:
+        raise UserError(f"init {name!r} needs the donor as a network: initialize(..., donor=Donor(...))")
+    network = open_network(model, variables, apply_kwargs=apply_kwargs)
+    tapped = tap(network, jax.tree.map(lambda leaf: leaf[:1], inputs))
+    selected = tuple(trees.select(tapped.layers, layers))
+    passes = _passes(model, variables, inputs, selected, donor if method.coupled else None, apply_kwargs)
+    key = jax.random.key(key) if isinstance(key, int) else key
+    draw = lambda method: _Recipient(network, tapped, selected, key, features or {}, method, passes).drawn()
+    recipient = draw(method)
+    if method.matched is not None:
+        recipient.match(draw(method.matched).kernels())
+    return Initialization(network.rebuild(recipient.params), recipient.explained_variance)
 
 
-def _own_variables(model: nn.Module, key: PRNGKey, sample_input: Array) -> dict[str, Any]:
-    """By the model's own initialisers; as one compiled step, where piece by piece they are a hundred small ones."""
-    try:
-        hash(model)
-    except TypeError:  # a field that is an array, say
-        return dict(_init(model, key, sample_input))
-    return dict(_compiled_init(model, key, sample_input))
-
-
-def _init(model: nn.Module, key: PRNGKey, sample_input: Array) -> Variables:
-    return model.init(key, sample_input, **taps.inference_arguments(type(model).__call__))
-
-
-_compiled_init = jax.jit(_init, static_argnums=0)
+def _passes(
+    model: Any, variables: Any, inputs: Any, layers: tuple[str, ...], donor: Donor | None, apply_kwargs: Any
+) -> Passes:
+    """The recipient as it will be trained, and its donor as it was: with statistics of the batch, and with its own."""
+    network = open_network(model, variables, training=True, apply_kwargs=apply_kwargs)
+    if donor is None:
+        return Passes(network, inputs, layers)
+    return Passes(network, inputs, layers, open_network(donor.model, donor.variables), donor.inputs)
 
 
 @dataclass
 class _Recipient:
     """A recipient whose layers are drawn one after another, from the first to the last."""
 
-    model: nn.Module
-    variables: Variables
+    network: Network
+    tapped: Tapped
+    layers: tuple[str, ...]
     key: PRNGKey
     features: Mapping[str, LayerFeatures]
     method: Method
-    images: Array | None
-    donor: Donor | None
-    layers: tuple[str, ...]
-    streams: Mapping[str, str]
-    scales: dict[str, Array] = field(default_factory=dict)  # of the streams met so far
+    passes: Passes
+    params: Any = None
+    explained_variance: dict[str, float] = field(default_factory=dict)
+    scales: dict[str, Array] = field(default_factory=dict)  # of the residual streams that were met so far
 
-    def draw(self, path: str) -> float | None:
-        """Draws one layer; returns the explained variance if it is coupled."""
-        shape = trees.kernels(self.variables["params"])[path].shape
+    def drawn(self) -> "_Recipient":
+        """Draws every layer."""
+        self.params = self.network.params
+        shapes = {path: kernel.shape for path, kernel in self.kernels().items()}
         if self.method.coupled:
-            return self._draw_coupled(path, shape)
-        kernel = _named(path, self._source(path), self._key(path), shape)
-        self._set(path, kernel)
+            streams = residual_streams(self.tapped)
+            for path in self.layers:
+                self._draw_coupled(path, shapes[path], streams[path])
+        elif self.method.lsuv:
+            for path in self.layers:
+                self._set({path: self._kernel(path, shapes[path])})
+                self._scale_to_unit_variance(path)
+        else:
+            self._set({path: self._kernel(path, shapes[path]) for path in self.layers})
         if isinstance(self.method.source, Copy):
-            self._copy_bias(path)
-        if self.method.lsuv:
-            self._set(path, kernel * self._unit_variance(path))
-        return None
+            self._copy_biases()
+        return self
 
-    def _draw_coupled(self, path: str, shape: tuple[int, ...]) -> float:
+    def kernels(self) -> dict[str, Array]:
+        """Of the selected layers, as they are now."""
+        every = self.tapped.kernels(self.params, self.network.others)
+        return {path: every[path] for path in self.layers}
+
+    def match(self, controlled: Mapping[str, Array]) -> None:
+        """Gives each layer's filters the mean squared norm of those that they are the control of."""
+        square = lambda kernel: (kernel**2).mean()
+        scales = {path: jnp.sqrt(square(controlled[path]) / square(kernel)) for path, kernel in self.kernels().items()}
+        self._set({path: scales[path] * kernel for path, kernel in self.kernels().items()})
+
+    def _kernel(self, path: str, shape: tuple[int, ...]) -> Array:
+        init, key = self._source(path), self._key(path)
+        if isinstance(self.method.source, Plain):
+            init = _each(init, self.tapped.first(path).stacked)
+        return _named(path, init, key, shape)
+
+    def _draw_coupled(self, path: str, shape: tuple[int, ...], stream: str) -> None:
         """Layers of one residual stream share their mixing and their scale."""
-        basis, explained = coupling.fit_basis(self._moments(self.donor, path))
-        stream = self.streams[path]
+        variables = self.params, self.network.others
+        moments = [self.passes.moments(variables, held_out)[path] for held_out in (False, True)]
+        basis, explained = coupling.fit_basis(*moments)
         own_key, mixing_key = (jax.random.split(self._key(name))[i] for i, name in enumerate((path, stream)))
         kernel = coupling.coupled_kernel(own_key, mixing_key, self.method, self._layer(path), basis, shape)
         if stream not in self.scales:
             self.scales[stream] = coupling.he_scale(kernel)
             if self.method.lsuv:
-                self._set(path, kernel * self.scales[stream])
+                self._set({path: kernel * self.scales[stream]})
                 self.scales[stream] *= self._unit_variance(path)
-        self._set(path, kernel * self.scales[stream])
-        return float(explained)
+        self._set({path: kernel * self.scales[stream]})
+        self.explained_variance[path] = float(explained)
+
+    def _scale_to_unit_variance(self, path: str) -> None:
+        """Once, since the product is linear in its kernel; again where the kernel makes its own later inputs."""
+        repeated = len(self.tapped.layers[path]) > 1 or self.tapped.first(path).depth > 0
+        for _ in range(ROUNDS if repeated else 1):
+            factor, kernel = self._unit_variance(path), self.kernels()[path]
+            self._set({path: kernel * factor.reshape(*factor.shape, *(1,) * (kernel.ndim - factor.ndim))})
+            if not (jnp.abs(factor - 1) > TOLERANCE).any():
+                return
 
     def _unit_variance(self, path: str) -> Array:
-        """The factor that brings the layer's output, as it is now, to variance 1 on the batch."""
-        deviation = coupling.output_deviation(self._moments(None, path))
+        """The factor that brings the layer's product, as it is now, to variance 1 on the batch; for each step."""
+        deviation = self.passes.spreads((self.params, self.network.others))[path].deviation
         return jnp.where(deviation > 0, 1 / jnp.where(deviation > 0, deviation, 1), 1)
 
     def _source(self, path: str) -> KernelInit:
         if self.method.first and path != self.layers[0]:
             return KAIMING_NORMAL.kernel_init(None)
         return self.method.source.kernel_init(self._layer(path) if self.method.needs_donor else None)
-
-    def _moments(self, donor: Donor | None, path: str) -> coupling.Moments:
-        return coupling.moments(self.model, self.variables, self.images, donor, self.layers)[path]
 
     def _layer(self, path: str) -> LayerFeatures:
         if path not in self.features:
@@ -182,16 +213,34 @@ class _Recipient:
     def _key(self, path: str) -> PRNGKey:
         return jax.random.fold_in(self.key, zlib.crc32(path.encode()))
 
-    def _set(self, path: str, kernel: Array) -> None:
-        self.variables = {**self.variables, "params": trees.replace_kernels(self.variables["params"], {path: kernel})}
+    def _set(self, kernels: Mapping[str, Array]) -> None:
+        self.params = self.tapped.with_kernels(self.params, self.network.others, kernels)
 
-    def _copy_bias(self, path: str) -> None:
-        flat = trees.flatten(self.variables["params"])
-        name, bias = trees.join(path, "bias"), self._layer(path).bias
-        if name in flat and bias is not None:
-            channels = self.method.source.indices(len(bias), len(flat[name]))
-            flat[name] = bias[channels].astype(flat[name].dtype)
-            self.variables = {**self.variables, "params": trees.unflatten(flat)}
+    def _copy_biases(self) -> None:
+        leaves, structure = jax.tree.flatten(self.params)
+        for path in self.layers:
+            place, bias = self.tapped.first(path).bias, self._layer(path).bias
+            if place is None or bias is None:
+                continue
+            channels = self.method.source.indices(bias.shape[-1], leaves[place].size * bias.shape[-1] // bias.size)
+            leaves[place] = bias[..., channels].reshape(leaves[place].shape).astype(leaves[place].dtype)
+        self.params = jax.tree.unflatten(structure, leaves)
+
+
+def _each(init: KernelInit, stacked: int) -> KernelInit:
+    """An initialiser for each of a stack of kernels, whose fan-in is that of one."""
+
+    def stack(key: PRNGKey, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        if not stacked:
+            return init(key, shape, dtype)
+        lead = shape[:stacked]
+        keys = jax.random.split(key, lead)
+        one = lambda key: init(key, shape[stacked:], dtype)
+        for _ in lead:
+            one = jax.vmap(one)
+        return one(keys)
+
+    return stack
 
 
 def _named(path: str, init: KernelInit, key: PRNGKey, shape: Any) -> Array:

@@ -21,7 +21,7 @@ from agop_jax.core.errors import UserError, unknown_name
 from agop_jax.core.types import Kernel, PRNGKey
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.matrix import FeatureMatrix
-from agop_jax.initializers.sources import Copy, Covariance, KernelInit, Plain, Source, Spatial
+from agop_jax.initializers.sources import Copy, Covariance, KernelInit, Plain, Spatial
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,11 @@ class Method:
       orthogonal: mix with orthogonal columns when coupled.
       shuffled: control: the fit of the basis with the recipient's channels in random order.
       untrained: control: the donor before its training.
+      matched: control: the method whose filters' norms it has, layer by layer.
     """
 
     description: str
-    source: Source
+    source: Any
     lsuv: bool = False
     first: bool = False
     coupled: bool = False
@@ -49,6 +50,7 @@ class Method:
     orthogonal: bool = False
     shuffled: bool = False
     untrained: bool = False
+    matched: "Method | None" = None
 
     @property
     def needs_donor(self) -> bool:
@@ -172,11 +174,35 @@ def get_method(name: str) -> Method:
         if key + equals not in OPTIONS:
             raise unknown_name(f"option of init {name!r}:", option, OPTIONS)
         try:
-            method = OPTIONS[key + equals](method, value)
+            method = _with_option(OPTIONS[key + equals], method, value)
         except ValueError as error:
             raise UserError(f"init {name!r}: option {option!r} does not fit: {error}") from None
     suffix = f" ({', '.join(options)})" if options else ""
     return dataclasses.replace(method, description=method.description + suffix)
+
+
+def _with_option(option: Callable[[Method, str], Method], method: Method, value: str) -> Method:
+    """A control has the options of what it controls."""
+    if method.matched is None:
+        return option(method, value)
+    return dataclasses.replace(option(method, value), matched=option(method.matched, value))
+
+
+def register_method(name: str, method: Method) -> None:
+    """Adds a method of one's own, by which it can then be called in configs and by `initialize`.
+
+    Args:
+      name: without ':' and '@', which are for controls and options.
+      method: such as `Method('my scale', Covariance('nfm', 'unit_trace'))`; a source of one's own is an object with
+        `kernel_init(layer) -> (key, shape, dtype) -> kernel`.
+
+    Raises:
+      UserError: a name that is taken or has ':' or '@' in it.
+    """
+    if name in INITIALIZERS or {":", "@"} & set(name):
+        raise UserError(f"method name {name!r}: needed a new one without ':' and '@'; known: {', '.join(INITIALIZERS)}")
+    METHODS[name] = method
+    INITIALIZERS[name] = method.description
 
 
 def _controlled(name: str) -> Method:
@@ -189,7 +215,8 @@ def _controlled(name: str) -> Method:
     controlled = _with_source(method, basis=basis)
     # without eigenvectors there is no basis to carry
     coupled = method.coupled and basis != "none"
-    return dataclasses.replace(controlled, description=f"{what} {base or CONTROLLED_BY_DEFAULT}", coupled=coupled)
+    description = f"{what} {base or CONTROLLED_BY_DEFAULT}"
+    return dataclasses.replace(controlled, description=description, coupled=coupled, matched=method)
 
 
 def _with_source(method: Method, **changes: Any) -> Method:
@@ -210,33 +237,37 @@ def _coupled(method: Method, **changes: Any) -> Method:
     return dataclasses.replace(method, **changes)
 
 
-def covariance(layer: LayerFeatures, method: str, key: PRNGKey | None = None) -> FeatureMatrix:
+def covariance(layer: LayerFeatures, method: str | Method, key: PRNGKey | None = None) -> FeatureMatrix:
     """Sigma, the covariance of one filter under `method`: its trace is E|w|^2.
 
     Args:
       layer: of the donor.
-      method: one that draws filters independently from a covariance.
+      method: a name or a `Method` that draws filters independently from a covariance.
       key: draws the eigenvectors of 'matched_spectrum'.
     """
-    found = get_method(method)
-    if not isinstance(found.source, Covariance) or not found.layerwise:
+    method_object = get_method(method) if isinstance(method, str) else method
+    if not isinstance(method_object.source, Covariance) or not method_object.layerwise:
         raise UserError(f"init {method!r} does not draw a layer from its feature matrix alone")
-    return found.source.sigma(layer, key)
+    return method_object.source.sigma(layer, key)
 
 
-def kernel_init(layer: LayerFeatures | None, method: str) -> KernelInit:
+def kernel_init(layer: LayerFeatures | None, method: str | Method) -> KernelInit:
     """A Flax initialiser `(key, shape, dtype) -> kernel` for `nn.Conv(..., kernel_init=...)`.
 
     Args:
       layer: features of the donor's layer, such as `features['Conv_0']`; None will do for methods without a donor.
-      method: a name in `INITIALIZERS` that draws one layer at a time.
+      method: a name in `INITIALIZERS`, or a `Method`, that draws one layer at a time.
 
     Returns:
       The initialiser. It takes any number of filters; the kernel's other axes must be the donor's, else `UserError`.
     """
-    found = get_method(method)
-    if not found.layerwise:
+    method_object = get_method(method) if isinstance(method, str) else method
+    if not method_object.layerwise:
         raise UserError(f"init {method!r} looks at the whole model: use agop_jax.initialize")
-    if layer is None and found.needs_donor:
+    if layer is None and method_object.needs_donor:
         raise UserError(f"init {method!r} needs the features of a donor")
-    return found.source.kernel_init(layer)
+    if layer is not None and not isinstance(layer, LayerFeatures):
+        raise UserError(
+            f"kernel_init: needed the features of one layer, such as features['Conv_0'], got {type(layer).__name__}"
+        )
+    return method_object.source.kernel_init(layer)

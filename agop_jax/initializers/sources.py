@@ -61,6 +61,7 @@ class Covariance:
         """The covariance of one filter; `key` draws the eigenvectors of basis 'random'."""
         with jax.ensure_compile_time_eval():  # once, not inside a jitted `model.init`
             matrix = self._scaled(self._matrix(layer))
+            _require_life(layer, self.matrix, matrix)
         if self.basis == "none":
             return FeatureMatrix.isotropic(matrix.size, matrix.trace, matrix.values.dtype)
         if self.basis == "random":
@@ -96,6 +97,16 @@ class Covariance:
             divisor = 1 if self.matrix == "nfm" else REFERENCE_AGOP_DIVISOR
             return matrix.scale(math.sqrt(2 / matrix.size) / divisor)
         return matrix.normalize(TRACES[self.scale])
+
+
+def _require_life(layer: LayerFeatures, name: str, matrix: FeatureMatrix) -> None:
+    """A layer that the outputs do not depend on has an AGOP of zeros, from which nothing but zeros could be drawn."""
+    if not isinstance(matrix.values, jax.core.Tracer) and not bool((matrix.trace > 0).all()):
+        raise UserError(
+            f"layer {layer.path!r}: its {name} is zero, as of a dead ReLU or a branch that a normalisation multiplies "
+            "by zero: use a method without its AGOP there, such as 'he_nfm' or 'kaiming_normal', or leave it out with "
+            "layers=..."
+        )
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,11 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from agop_jax.core.errors import UserError, unknown_name
+from agop_jax.core.networks import switches_of
+from agop_jax.core.types import Array, PRNGKey
 from agop_jax.models.alexnet import AlexNet
 from agop_jax.models.cnn import LeNet5, SmallCNN
 from agop_jax.models.resnet import CIFARResNet, ResNet
@@ -54,3 +57,27 @@ def describe(model: nn.Module) -> dict[str, Any]:
             own = fields.keys() - {"parent", "name", *make.keywords}
             return {"name": name, **{key: fields[key] for key in sorted(own)}}
     raise UserError(f"{type(model).__name__} is none of the models here: {', '.join(MODELS)}")
+
+
+def own_variables(model: nn.Module, key: PRNGKey, sample: Array) -> dict[str, Any]:
+    """Fresh variables by the model's own initialisers.
+
+    Drawn as one compiled step, where piece by piece they are a hundred small ones.
+
+    Args:
+      model: a Linen module.
+      key: random.
+      sample: a batch of inputs, of which only shape and type matter.
+    """
+    try:
+        hash(model)
+    except TypeError:  # a field that is an array or a list
+        return dict(_init(model, key, sample))
+    return dict(_compiled_init(model, key, sample))
+
+
+def _init(model: nn.Module, key: PRNGKey, sample: Array) -> Any:
+    return model.init(key, sample, **switches_of(type(model).__call__))
+
+
+_compiled_init = jax.jit(_init, static_argnums=0)

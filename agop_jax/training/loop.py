@@ -20,9 +20,9 @@ from flax import struct
 from agop_jax.core import devices, hosts
 from agop_jax.core.compilation import compile_within_memory, jit
 from agop_jax.core.errors import UserError, unknown_name
+from agop_jax.core.networks import switches_of
 from agop_jax.core.types import Array, Variables
 from agop_jax.data import AnySplit, Pipeline, Split, batch_indices, stored_batches
-from agop_jax.features.taps import inference_arguments
 from agop_jax.training.device_data import DeviceData
 
 EVALUATED_AT = (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)  # per cent of the steps
@@ -110,7 +110,7 @@ class Trainer:
         self.model, self.pipeline, self.settings = model, pipeline, settings
         self.mesh = devices.mesh_for(settings.batch_size)
         self.traces = 0
-        self._inference = inference_arguments(type(model).__call__)
+        self._inference = switches_of(type(model).__call__)
         self._optimizer = optax.inject_hyperparams(_optimizer, static_args=("settings",))(
             learning_rate=0.0, settings=settings
         )

@@ -8,11 +8,14 @@ import pytest
 
 import agop_jax
 from agop_jax.core import trees
+from agop_jax.core.networks import open_network
+from agop_jax.features.taps import tap
 from agop_jax.initializers import coupling
-from agop_jax.initializers.coupling import fit_basis, moments
-from agop_jax.initializers.model import transplant
+from agop_jax.initializers.coupling import Passes, fit_basis
+from agop_jax.initializers.model import initialization
 from agop_jax.initializers.sources import mixing
 from agop_jax.initializers.streams import residual_streams
+from agop_jax.models import own_variables
 
 LAYERS = ".*Conv_.*"
 
@@ -82,7 +85,9 @@ def chain(images):
 def start(method, donor_and_features, images, model=None, seed=0, layers=LAYERS):
     donor, features = donor_and_features
     model = donor.model if model is None else model
-    return transplant(model, jax.random.key(seed), images, features, method, layers, images=images, donor=donor)
+    own_key, draw_key = jax.random.split(jax.random.key(seed))
+    variables = own_variables(model, own_key, images)
+    return initialization(model, variables, images, features, method, key=draw_key, layers=layers, donor=donor)
 
 
 def test_copy_is_the_donor_below_the_head(chain, images):
@@ -157,16 +162,39 @@ def test_fit_is_the_least_squares_solution(chain, images):
     """Against numpy's lstsq on the explicit activations, which knows no ridge; hence the loose tolerance."""
     donor, _ = chain
     recipient = start("kaiming_normal", chain, images).variables
-    found, explained = fit_basis(moments(Chain(), recipient, images, donor, ("Conv_1",))["Conv_1"])
+    donor_network, network = open_network(donor.model, donor.variables), open_network(Chain(), recipient)
+    passes = Passes(network, images, ("Conv_1",), donor_network, donor.inputs)
+    variables = network.params, network.others
+    fit, held = (passes.moments(variables, held_out)["Conv_1"] for held_out in (False, True))
+    found, explained = fit_basis(fit, held)
     inputs = []
     for variables in (recipient, donor.variables):
         _, state = Chain().apply(variables, images, capture_intermediates=True)
         activations = nn.max_pool(nn.relu(state["intermediates"]["Conv_0"]["__call__"][0]), (2, 2), (2, 2))
         inputs.append(np.asarray(activations, np.float64).reshape(-1, 8))
-    expected, residual, *_ = np.linalg.lstsq(inputs[0], inputs[1], rcond=None)
+    parts = [x.reshape(len(images), -1, 8) for x in inputs]
+    held = np.arange(len(images)) % 4 == 3  # a quarter tells how good the fit to the others is
+    ours, theirs = (x[~held].reshape(-1, 8) for x in parts)
+    expected, *_ = np.linalg.lstsq(ours, theirs, rcond=None)
     np.testing.assert_allclose(found, expected, atol=0.01 * np.abs(expected).max())
-    variance = ((inputs[1] - inputs[1].mean(0)) ** 2).sum()
-    assert float(explained) == pytest.approx(1 - residual.sum() / variance, abs=1e-3)
+    ours, theirs = (x[held].reshape(-1, 8) for x in parts)
+    variance = ((theirs - theirs.mean(0)) ** 2).sum()
+    assert float(explained) == pytest.approx(1 - ((theirs - ours @ expected) ** 2).sum() / variance, abs=1e-3)
+
+
+def test_noise_is_not_explained():
+    """A fit of noise to noise explains nothing of what it has not seen, however many channels it has."""
+
+    def model(params, x):
+        return jnp.tanh(x @ params["first"]) @ params["second"]
+
+    draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
+    params = {"first": draw(0, 32, 40) / 6, "second": draw(1, 40, 3)}
+    ours, theirs = draw(2, 64, 32), draw(3, 64, 32)
+    features = agop_jax.extract(model, params, theirs, progress=False)
+    donor = agop_jax.Donor(model, params, theirs)
+    done = initialization(model, params, ours, features, "coupled_nfm", key=0, donor=donor)
+    assert max(done.explained_variance.values()) < 0.05
 
 
 def test_control_with_shuffled_fit_loses_the_basis(chain, images):
@@ -196,7 +224,7 @@ def test_mixing_columns_have_unit_norm_in_the_mean(donor, recipient, mixed, orth
 
 def test_streams_of_a_residual_network(images):
     variables = Residual(norm=True).init(jax.random.key(0), images)
-    streams = residual_streams(Residual(norm=True), variables, images)
+    streams = residual_streams(tap(open_network(Residual(norm=True), variables), images))
     first = {path for path, stream in streams.items() if stream == "Conv_0"}
     assert first == {"Conv_0", "CheckpointBlock_0/Conv_1", "Block_0/Conv_1"}
     second = {path for path, stream in streams.items() if stream == streams["Block_1/Conv_2"]}
@@ -209,20 +237,20 @@ def test_shared_mixing_keeps_the_residual_stream_readable(images, monkeypatch):
     """Against the same network with every layer mixed on its own: the fits at the inputs of later blocks are worse."""
     network = donor_of(Residual(), images)
     shared = start("coupled_nfm", network, images).explained_variance
-    own = lambda model, variables, images: {path: path for path in shared}
+    own = lambda tapped: {path: path for path in shared}
     monkeypatch.setattr("agop_jax.initializers.model.residual_streams", own)
     separate = start("coupled_nfm", network, images).explained_variance
     readers = ["Block_0/Conv_0", "Block_1/Conv_0", "Block_1/Conv_2"]
     assert np.mean([shared[path] - separate[path] for path in readers]) > 0.05
 
 
-def test_coupled_recipient_with_batch_norm_is_finite_and_traced_once(images):
+def test_coupled_recipient_with_batch_norm_is_finite_and_traced_once(images, monkeypatch):
     """The network with its moments, whichever of its kernels were drawn already."""
-    network = donor_of(Residual(norm=True), images)
-    coupling._moments_step.cache_clear()
+    network, steps = donor_of(Residual(norm=True), images), []
+    monkeypatch.setattr(coupling, "jit", lambda function: steps.append(function) or jax.jit(function))
     done = start("coupled_agop", network, images)
-    layers = tuple(done.explained_variance)
-    assert coupling._moments_step(Residual(norm=True), Residual(norm=True), layers)._cache_size() == 1
+    # of the moments for 72 images (two chunks of 36) and 24, and of the variances for 96 (two of 48)
+    assert len(steps) == 3
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(done.variables))
     assert max(done.explained_variance.values()) <= 1
 
@@ -253,11 +281,11 @@ def test_options_that_do_not_fit(method, message, chain, images):
 
 def test_what_a_method_needs_is_asked_for(chain, images):
     _, features = chain
-    for method, message in (("coupled_nfm", "batch of images"), ("lsuv", "batch of images"), ("nfm", "features")):
-        with pytest.raises(agop_jax.UserError, match=message):
-            agop_jax.initialize(Chain(), jax.random.key(0), images, features if method != "nfm" else None, method)
+    variables = chain[0].variables
+    with pytest.raises(agop_jax.UserError, match="features"):
+        agop_jax.initialize(Chain(), variables, images, None, "nfm", key=0)
     with pytest.raises(agop_jax.UserError, match="donor as a network"):
-        agop_jax.initialize(Chain(), jax.random.key(0), images, features, "coupled_nfm", images=images)
+        agop_jax.initialize(Chain(), variables, images, features, "coupled_nfm", key=0)
     with pytest.raises(agop_jax.UserError, match="whole model"):
         agop_jax.kernel_init(features["Conv_0"], "coupled_nfm")
     with pytest.raises(agop_jax.UserError, match="use 'copy_tiled'"):
@@ -269,7 +297,5 @@ def test_a_poor_fit_warns(chain, images, caplog):
     donor, features = chain
     blind = 1e-3 * jax.random.normal(jax.random.key(5), images.shape)
     with caplog.at_level("WARNING"):
-        agop_jax.initialize(
-            Chain(), jax.random.key(0), images, features, "coupled_nfm", LAYERS, images=blind, donor=donor
-        )
+        agop_jax.initialize(Chain(), donor.variables, blind, features, "coupled_nfm", key=0, layers=LAYERS, donor=donor)
     assert "of the donor's input to 'Conv_0' is explained" in caplog.text

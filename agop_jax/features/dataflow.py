@@ -1,0 +1,241 @@
+"""What every value of a computation is made of: parameters, inputs, the channels of layers.
+
+A jaxpr is followed once, from its arguments to its results. A product of which one operand holds inputs, and the other
+is made of parameters alone, is a layer. The same walk tells which layers write into one residual stream, which
+parameter is the bias of a product, and in what else a parameter meets the inputs.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jax.extend import core
+
+from agop_jax.core.errors import UserError
+from agop_jax.features.sites import CONVOLUTION, PRODUCTS, Site
+
+SUMS = {"add", "add_any", "sub"}
+# after these a product is still the same numbers in another order or type
+LAYOUTS = {"reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "convert_element_type", "copy"}
+SAME_ORDER = {"reshape", "convert_element_type", "copy"}
+LOOPS = {"while": "lax.while_loop or fori_loop", "cond": "lax.cond or switch"}
+CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a value is made of.
+
+    Attributes:
+      params: indices of the parameters in it.
+      inputs: whether inputs are in it.
+      closed_over: whether it is an array, of two or more axes, that the function holds instead of being given.
+      recipe: of a value of parameters alone, a number for how it was made: two values of one recipe are the same.
+      shape: of the parameter that it is, possibly in another type, or with all axes but the last flattened.
+      stack: scans, counted from outside, whose steps slice it.
+      layers: products whose output channels it carries; the next product ends them.
+      product: the product that it is, rearranged at most.
+    """
+
+    params: frozenset[int] = frozenset()
+    inputs: bool = False
+    closed_over: bool = False
+    recipe: int = 0
+    shape: tuple[int, ...] | None = None
+    stack: frozenset[int] = frozenset()
+    layers: frozenset[str] = frozenset()
+    product: str | None = None
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is made of parameters alone."""
+        return bool(self.params) and not self.inputs
+
+
+NOTHING = Origin()
+INPUTS = Origin(inputs=True)
+
+
+@dataclass
+class Dataflow:
+    """What the walk found. A product is named by its place: the index of its equation, after those of calls around it.
+
+    Attributes:
+      sites: every product of data with parameters; a layer name is given to each by `name_layers`.
+      recipes: of the kernel of each site.
+      kernels: which parameters are in the kernel of each site.
+      scopes: the calls that hold such a product.
+      sums: sets of products whose outputs are added to each other.
+      biases: the parameter first added to a product.
+      uses: the primitives in which a parameter meets the inputs without being a layer.
+      stacks: the fewest scans that slice a parameter where it meets the inputs.
+      closed_over: shapes of closed-over arrays that data is multiplied with.
+    """
+
+    sizes: Sequence[int]
+    sites: dict[str, Site] = field(default_factory=dict)
+    recipes: dict[str, int] = field(default_factory=dict)
+    kernels: dict[str, frozenset[int]] = field(default_factory=dict)
+    scopes: set[str] = field(default_factory=set)
+    sums: set[frozenset[str]] = field(default_factory=set)
+    biases: dict[str, int] = field(default_factory=dict)
+    uses: dict[int, set[str]] = field(default_factory=dict)
+    stacks: dict[int, int] = field(default_factory=dict)
+    closed_over: set[tuple[int, ...]] = field(default_factory=set)
+
+    def follow(self, jaxpr: core.Jaxpr, arguments: Sequence[Origin], scope: str = "", depth: int = 0) -> list[Origin]:
+        """Origins of the results of a jaxpr."""
+        known = dict(zip(jaxpr.invars, arguments, strict=True))
+        for number, var in enumerate(jaxpr.constvars):
+            known[var] = Origin(closed_over=not scope and var.aval.ndim >= 2, recipe=hash((scope, number)))
+        read = lambda var: _literal(var) if isinstance(var, core.Literal) else known.get(var, NOTHING)
+        for index, eqn in enumerate(jaxpr.eqns):
+            results = self._equation(eqn, [read(var) for var in eqn.invars], f"{scope}{index}", depth)
+            known.update(zip(eqn.outvars, results, strict=True))
+        return [read(var) for var in jaxpr.outvars]
+
+    def _equation(self, eqn: Any, operands: list[Origin], place: str, depth: int) -> list[Origin]:
+        name = eqn.primitive.name
+        if name in PRODUCTS:
+            return [self._product(eqn, operands, place, depth)]
+        if name == "scan":
+            return self._scan(eqn, operands, place, depth)
+        if name in LOOPS:
+            return self._loop(eqn, operands, place, depth)
+        if name in CALLS:
+            return self._call(eqn, operands, place, depth)
+        self._note_uses(name, operands)
+        if name in SUMS:
+            self._note_sum(operands)
+        return [_result(eqn, operands, number) for number in range(len(eqn.outvars))]
+
+    def _product(self, eqn: Any, operands: list[Origin], place: str, depth: int) -> Origin:
+        joined = replace(_join(operands), layers=frozenset())
+        side = next((i for i in (1, 0) if operands[i].is_kernel and operands[1 - i].inputs), None)
+        unusual = eqn.primitive.name == CONVOLUTION and (side == 0 or eqn.params["batch_group_count"] > 1)
+        if side is None or unusual:
+            self._note_uses(eqn.primitive.name, operands)
+            if any(operand.inputs for operand in operands):
+                sides = zip(eqn.invars, operands, strict=True)
+                self.closed_over.update(var.aval.shape for var, operand in sides if operand.closed_over)
+            return joined if joined.inputs else replace(joined, recipe=_recipe(eqn, operands))
+        kernel, shape = operands[side], eqn.invars[side].aval.shape
+        leaf = max(sorted(kernel.params), key=lambda index: self.sizes[index])
+        stack = tuple(sorted(kernel.stack))
+        unflattened = kernel.shape if kernel.shape and len(kernel.shape) > len(shape) == 2 else None
+        self.sites[place] = Site("", leaf, side, eqn.primitive.name, eqn.params, shape, depth, stack, unflattened)
+        self.recipes[place], self.kernels[place] = hash((kernel.recipe, self.sites[place].geometry)), kernel.params
+        return replace(joined, layers=frozenset([place]), product=place)
+
+    def _call(self, eqn: Any, operands: list[Origin], place: str, depth: int) -> list[Origin]:
+        return self._inside(place, lambda: self.follow(body_of(eqn).jaxpr, operands, f"{place}/", depth))
+
+    def _inside(self, place: str, walk: Any) -> Any:
+        results = walk()
+        if any(site.startswith(f"{place}/") for site in self.sites):
+            self.scopes.add(place)
+        return results
+
+    def _scan(self, eqn: Any, operands: list[Origin], place: str, depth: int) -> list[Origin]:
+        """The origins of the carry are those at which another step adds nothing."""
+        first, last = eqn.params["num_consts"], eqn.params["num_consts"] + eqn.params["num_carry"]
+        sliced = [
+            replace(o, stack=o.stack | {depth}, recipe=hash((place, o.recipe)), shape=o.shape and o.shape[1:])
+            for o in operands[last:]
+        ]
+        entering = [*operands[:last], *sliced]
+        while True:
+            walk = lambda: self.follow(eqn.params["jaxpr"].jaxpr, entering, f"{place}/", depth + 1)
+            results = self._inside(place, walk)
+            carry = [_join(pair) for pair in zip(entering[first:last], results[: last - first], strict=True)]
+            if _same(carry, entering[first:last]):
+                return [
+                    replace(o, stack=o.stack - {depth}, recipe=hash((place, number)), shape=None)
+                    for number, o in enumerate(results)
+                ]
+            entering[first:last] = carry
+
+    def _loop(self, eqn: Any, operands: list[Origin], place: str, depth: int) -> list[Origin]:
+        """Branches and loops without a layer; one with a layer cannot be tapped."""
+        joined = _join(operands)
+        inner = Dataflow(self.sizes)
+        for body in eqn.params["branches"] if eqn.primitive.name == "cond" else (eqn.params["body_jaxpr"],):
+            inner.follow(body.jaxpr, _arguments(eqn, operands, joined, len(body.jaxpr.invars)), f"{place}/", depth)
+        if inner.sites:
+            raise UserError(
+                f"a layer lies inside {LOOPS[eqn.primitive.name]}, where its gradients cannot be taken: use lax.scan, "
+                "or choose the branch outside the traced function"
+            )
+        self._note_uses(eqn.primitive.name, operands)
+        return [_result(eqn, operands, number) for number in range(len(eqn.outvars))]
+
+    def _note_uses(self, name: str, operands: list[Origin]) -> None:
+        if not any(operand.inputs for operand in operands):
+            return
+        for operand in operands:
+            for leaf in operand.params if operand.is_kernel else ():
+                self.uses.setdefault(leaf, set()).add(name)
+                self.stacks[leaf] = min(self.stacks.get(leaf, len(operand.stack)), len(operand.stack))
+
+    def _note_sum(self, operands: list[Origin]) -> None:
+        if layers := frozenset().union(*(operand.layers for operand in operands)):
+            self.sums.add(layers)
+        for product, other in (operands, operands[::-1]):
+            if product.product and other.is_kernel and len(other.params) == 1:
+                self.biases.setdefault(product.product, next(iter(other.params)))
+
+
+def body_of(eqn: Any) -> core.ClosedJaxpr:
+    """What a call computes."""
+    body = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    return body if isinstance(body, core.ClosedJaxpr) else core.ClosedJaxpr(body, ())
+
+
+def _result(eqn: Any, operands: list[Origin], number: int) -> Origin:
+    joined = _join(operands)
+    if not joined.inputs:
+        joined = replace(joined, recipe=hash((_recipe(eqn, operands), number)))
+    if eqn.primitive.name not in LAYOUTS or len(operands) != 1:
+        return joined
+    joined = replace(joined, product=operands[0].product, closed_over=operands[0].closed_over)
+    shape = operands[0].shape
+    flat = shape and (math.prod(shape[:-1]), shape[-1])
+    if shape and eqn.primitive.name in SAME_ORDER and eqn.outvars[0].aval.shape in (shape, flat):
+        return replace(joined, shape=shape, recipe=_flattened(eqn, operands[0], joined))
+    return joined
+
+
+def _flattened(eqn: Any, operand: Origin, result: Origin) -> int:
+    """A kernel that is only flattened is the same kernel."""
+    return operand.recipe if eqn.primitive.name == "reshape" else result.recipe
+
+
+def _recipe(eqn: Any, operands: list[Origin]) -> int:
+    return hash((eqn.primitive.name, str(eqn.params), tuple(operand.recipe for operand in operands)))
+
+
+def _literal(literal: core.Literal) -> Origin:
+    return Origin(recipe=hash((str(literal.aval), str(literal.val))))
+
+
+def _join(origins: Iterable[Origin]) -> Origin:
+    origins = list(origins)
+    union = lambda name: frozenset().union(*(getattr(origin, name) for origin in origins))
+    some = lambda name: any(getattr(origin, name) for origin in origins)
+    same = origins[0].recipe if len({origin.recipe for origin in origins}) == 1 else 0
+    return Origin(union("params"), some("inputs"), recipe=same, stack=union("stack"), layers=union("layers"))
+
+
+def _same(one: list[Origin], other: list[Origin]) -> bool:
+    """Whether a further step would find the same: recipes apart, which never settle in a carry."""
+    plain = lambda origins: [replace(o, recipe=0, product=None, closed_over=False, shape=None) for o in origins]
+    return plain(one) == plain(other)
+
+
+def _arguments(eqn: Any, operands: list[Origin], joined: Origin, number: int) -> list[Origin]:
+    """Of a branch, exactly its operands; of a loop, its constants and for the carry all that may come into it."""
+    if eqn.primitive.name == "cond":
+        return operands[1:]
+    conditions, constants = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    return [*operands[conditions : conditions + constants], *[joined] * (number - constants)]

@@ -1,0 +1,173 @@
+"""The compiled steps of one network for batches of one shape: kept with the model, so that nothing compiles twice."""
+
+import functools
+import math
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from agop_jax.core import devices, hosts
+from agop_jax.core.compilation import TooLarge, jit, within_memory
+from agop_jax.core.errors import UserError
+from agop_jax.core.networks import Cache, Network, signature, weakly
+from agop_jax.core.types import Array
+from agop_jax.features import grams
+from agop_jax.features.batches import Batch
+from agop_jax.features.coverage import uncovered
+from agop_jax.features.taps import Tapped, tap
+
+MAX_UNROLLED = 16  # reverse passes in one compiled step: more only lengthen compilation
+_STEPS = Cache()
+
+
+def steps_of(network: Network, inputs: Any, outputs: Any, mesh: Mesh) -> "Steps":
+    """The steps for batches like these inputs; those of an earlier call for the same model, shapes and outputs."""
+    key = (signature((network.params, network.others, inputs)), mesh, _key_of(outputs))
+    return _STEPS.get(network, key, lambda: Steps(network, inputs, outputs, mesh))
+
+
+def _key_of(outputs: Any) -> Hashable:
+    if callable(outputs):
+        try:
+            return weakref.ref(outputs)
+        except TypeError:
+            return None
+    return outputs if isinstance(outputs, str) else tuple(np.atleast_1d(outputs).tolist())
+
+
+class Steps:
+    """What is compiled for a network, batches of one shape, and outputs.
+
+    Attributes:
+      tapped: the network.
+      num_classes: of logits; None where the model returns something else.
+      num_outputs: m, the number of reverse passes of exact extraction.
+      kernels: (params, others) -> {layer: (kernel, bias or None)}, as the layers use them.
+
+    Raises:
+      UserError: outputs of an example that depend on other examples, or that are not of shape (n, m).
+    """
+
+    def __init__(self, network: Network, inputs: Any, outputs: Any, mesh: Mesh) -> None:
+        self._mesh, self._unrolled = mesh, MAX_UNROLLED
+        self.tapped = tapped = tap(network, inputs)
+        function = weakly(outputs) if callable(outputs) else None
+        self._output = output = grams.output_function((lambda x: function()(x)) if function else outputs)
+        labels = np.zeros(len(jax.tree.leaves(inputs)[0]), int)
+        returned = jax.eval_shape(network.apply, network.params, network.others, inputs)
+        self.num_outputs = jax.eval_shape(output, returned, labels).shape[1]
+        self.num_classes = returned.shape[1] if getattr(returned, "ndim", 0) == 2 else None
+        _require_independence(network, inputs)
+        if told := uncovered(tapped, network.params):
+            logging.warning("%s", told)
+        self.kernels = jit(lambda params, others: _kernels(tapped, params, others))
+
+        def sums(variables: Any, inputs: Any, labels: Array, weights: Array, rows: Array):
+            cotangents = rows[:, None, :] * weights[None, :, None]
+            return grams.gradient_grams(tapped, output, variables, inputs, labels, cotangents)
+
+        self._sums = within_memory(sums, "one reverse pass of a batch", "lower batch_size", **_placed(mesh, 1))
+        self._probes: dict[Hashable, Callable[..., Any]] = {}
+        self._definitions: dict[str, Callable[..., Array]] = {}
+
+    def exact(self, variables: Any, batch: Batch) -> dict[str, Array]:
+        """Gradient Gram matrices of a batch, summed over its examples; as many outputs at a time as memory allows."""
+        arrays = devices.divide(batch, self._mesh)
+        while True:
+            chunks = _identity_chunks(self.num_outputs, self._unrolled)
+            try:  # added up one by one: for 1000 outputs of a wide layer the parts would fill the memory
+                return functools.reduce(add, (self._sums(variables, *arrays, rows) for rows in chunks))
+            except TooLarge:
+                if len(chunks[0]) == 1:
+                    raise
+                self._unrolled = len(chunks[0]) // 2
+
+    def probe(self, variables: Any, batch: Batch, first: int, batch_size: int, keys: np.ndarray, implementation: Any):
+        """The same by random cotangents, a first axis of passes kept apart.
+
+        Args:
+          first: place of the batch's first example among all.
+          batch_size: examples of each process in a batch, without padding.
+          keys: raw data of a key for each pass.
+          implementation: of these keys.
+        """
+        static = (batch_size, len(keys), str(implementation))
+        if static not in self._probes:
+            passes = functools.partial(self._passes, batch_size, implementation)
+            told = f"{len(keys)} reverse passes of a batch", "lower batch_size or num_probes"
+            self._probes[static] = within_memory(passes, *told, **_placed(self._mesh, 2))
+        return self._probes[static](variables, *devices.divide(batch, self._mesh), np.int32(first), keys)
+
+    def _passes(self, batch_size, implementation, variables, inputs, labels, weights, first, keys):
+        block, row = jnp.divmod(
+            jnp.arange(len(labels)), len(labels) // hosts.part()[1]
+        )  # padding ends a process's part
+        places = first + block * batch_size + row
+        cotangents = jax.vmap(lambda key: grams.balanced_cotangents(key, places, self.num_outputs))
+        signs = cotangents(jax.random.wrap_key_data(keys, impl=implementation)) * weights[None, :, None]
+        return grams.gradient_grams(self.tapped, self._output, variables, inputs, labels, signs, keep_passes=True)
+
+    def by_definition(self, network: Network, variables: Any, batch: Batch) -> dict[str, Array]:
+        """AGOPs of a batch, summed over its examples, one layer after another."""
+        if not self._definitions:
+            tapped = tap(network, jax.tree.map(lambda leaf: leaf[:1], batch[0]))
+            agop = functools.partial(grams.patch_agop, tapped, self._output)
+            placed = _placed(self._mesh, 0)
+            self._definitions |= {layer: jit(functools.partial(agop, layer=layer), **placed) for layer in tapped.layers}
+        arrays = devices.divide(batch, self._mesh)
+        return {layer: step(variables, *arrays) for layer, step in self._definitions.items()}
+
+
+def _kernels(tapped: Tapped, params: Any, others: Any) -> dict[str, tuple[Array, Array | None]]:
+    kernels = tapped.kernels(params, others)
+    biases = tapped.biases(params, kernels)
+    return {layer: (kernel, biases[layer]) for layer, kernel in kernels.items()}
+
+
+def _require_independence(network: Network, inputs: Any) -> None:
+    """Another example in the first place must not change what the network returns for the second."""
+    forward = jit(network.apply)
+    pair = jax.tree.map(lambda leaf: np.stack([leaf[0], leaf[0]]), inputs)
+    other = jax.tree.map(_mirrored_first, pair)
+    one, two = (forward(network.params, network.others, examples) for examples in (pair, other))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        a, b = np.asarray(a[1], np.float64), np.asarray(b[1], np.float64)
+        if not np.allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max(initial=0), equal_nan=True):
+            raise UserError(
+                "the network's outputs for one example depend on the other examples of a batch, as those of BatchNorm "
+                "do in training: pass the model's own switch for inference, e.g. apply_kwargs={'train': False}; "
+                f"or inputs of shape {jax.tree.map(np.shape, inputs)} lack the leading axis of examples"
+            )
+
+
+def _mirrored_first(pair: np.ndarray) -> np.ndarray:
+    """The first of two examples with its values mirrored in their range; whole numbers stay within it."""
+    if pair.dtype == bool:
+        return np.stack([~pair[0], pair[1]])
+    first = pair[0].max() + pair[0].min() - pair[0]
+    shift = pair[0].max() == pair[0].min() and not np.issubdtype(pair.dtype, np.integer)
+    return np.stack([(first + shift).astype(pair.dtype), pair[1]])
+
+
+def _placed(mesh: Mesh, further: int) -> dict[str, Any]:
+    """Where the arguments of a step lie, (variables, inputs, labels, weights, *further), and its results."""
+    whole, divided = devices.whole(mesh), devices.divided(mesh)
+    return {"in_shardings": (whole, *(3 * [divided]), *(further * [whole])), "out_shardings": whole}
+
+
+def _identity_chunks(num_outputs: int, unrolled: int) -> list[np.ndarray]:
+    """Rows of the identity in equal parts; rows of zeros fill the last, so that one compiled step serves all."""
+    parts = math.ceil(num_outputs / unrolled)
+    rows = math.ceil(num_outputs / parts)
+    return np.split(np.eye(rows * parts, num_outputs, dtype=np.float32), parts)
+
+
+def add(total: Any, part: Any) -> Any:
+    """Sums of two parts of the examples; None is nothing."""
+    return part if total is None else jax.tree.map(jnp.add, total, part)
