@@ -55,13 +55,14 @@ class Network(NamedTuple):
         return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(self.params)]
 
     def with_variables(self, variables: Any) -> tuple[Any, Any]:
-        """Parameters and others of other variables of this model."""
+        """Parameters and others of other variables of this model, in the types of its own."""
         module = isinstance(self.owner, nnx.Module | nn.Module) or hasattr(self.owner, "__dataclass_fields__")
         if module and isinstance(variables, type(self.owner)):  # an NNX or Equinox module holds its own
             opened = open_network(variables)
         else:
             opened = open_network(self.owner, variables)
-        return opened.params, opened.others
+        typed = lambda new, own: new if new.dtype == own.dtype else jnp.asarray(new, own.dtype)
+        return jax.tree.map(typed, opened.params, self.params), jax.tree.map(typed, opened.others, self.others)
 
 
 def open_network(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from agop_jax.core.errors import UserError, first_line
@@ -248,8 +249,9 @@ class Evaluation:
         return self._run(self.closed.jaxpr, self.closed.consts, arguments, taps, "")
 
     def _run(self, jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], taps: Taps, scope: str):
-        values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
-        read = lambda var: var.val if isinstance(var, core.Literal) else values[var]
+        values = dict(zip(jaxpr.invars, arguments, strict=True))
+        values |= {var: _constant(const, var) for var, const in zip(jaxpr.constvars, consts, strict=True)}
+        read = lambda var: _constant(var.val, var) if isinstance(var, core.Literal) else values[var]
         records: dict[str, Any] = {}
         for index, eqn in enumerate(jaxpr.eqns):
             place, operands = f"{scope}{index}", [read(var) for var in eqn.invars]
@@ -273,6 +275,11 @@ class Evaluation:
             options = {name: eqn.params[name] for name in ("policy", "prevent_cse")}
             return jax.checkpoint(run, **options)(operands, inner)
         return run(operands, inner)
+
+
+def _constant(value: Any, var: Any) -> Any:
+    """A numpy array may be kept in float64 where the computation has float32."""
+    return jnp.asarray(value, var.aval.dtype) if isinstance(value, np.ndarray) else value
 
 
 def _bind(eqn: Any, operands: list[Any]) -> list[Any]:

@@ -94,12 +94,12 @@ def initialization(
     name, method = (method, get_method(method)) if isinstance(method, str) else (method.description, method)
     if method.needs_donor and features is None:
         raise UserError(f"init {name!r} needs the features of a donor, got features=None")
-    if method.coupled and donor is None:
+    if method.needs_network and donor is None:
         raise UserError(f"init {name!r} needs the donor as a network: initialize(..., donor=Donor(...))")
     network = open_network(model, variables, apply_kwargs=apply_kwargs)
     tapped = tap(network, jax.tree.map(lambda leaf: leaf[:1], inputs))
     selected = tuple(trees.select(tapped.layers, layers))
-    passes = _passes(model, variables, inputs, selected, donor if method.coupled else None, apply_kwargs)
+    passes = _passes(model, variables, inputs, selected, donor if method.needs_network else None, apply_kwargs)
     key = jax.random.key(key) if isinstance(key, int) else key
     draw = lambda method: _Recipient(network, tapped, selected, key, features or {}, method, passes).drawn()
     recipient = draw(method)

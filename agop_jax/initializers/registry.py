@@ -58,6 +58,11 @@ class Method:
         return not isinstance(self.source, Plain)
 
     @property
+    def needs_network(self) -> bool:
+        """Whether it, or what it is the control of, runs the donor."""
+        return self.coupled or (self.matched is not None and self.matched.coupled)
+
+    @property
     def layerwise(self) -> bool:
         """Whether one layer can be drawn without the others, as `kernel_init` does."""
         return not (self.lsuv or self.first or self.coupled)
