@@ -1,6 +1,7 @@
 """Features on disk: what comes back, what is refused, and the export for users of the PyTorch project."""
 
 import json
+import pathlib
 import shutil
 
 import jax
@@ -201,7 +202,7 @@ def fail(*_, **__):
     ("save", "owner", "part"),
     [
         (agop_jax.save_features, ocp.StandardCheckpointer, "save"),
-        (agop_jax.save_features, store, "_checksums"),  # with all arrays written
+        (agop_jax.save_features, arrays, "_checksums"),  # with all arrays written
         (agop_jax.export, np, "savetxt"),
         (agop_jax.export, np, "savez"),  # with all CSV files written
     ],
@@ -276,3 +277,18 @@ def test_vgg11_is_twelve_times_smaller_than_dense_matrices(tmp_path):
     dense = sum(2 * 4 * (9 * cin) ** 2 for cin in (3, 64, 128, 256, 256, 512, 512, 512))
     assert len(convolutions) == 8
     assert 12 * sum(map(len, files_of(tmp_path).values())) < dense
+
+
+def test_features_written_by_the_first_version_are_read():
+    """Written by commit 9f7a291, with the same numbers beside them in a plain archive."""
+    stored = pathlib.Path(__file__).parent / "fixtures" / "features_version_1"
+    features, numbers = agop_jax.load_features(stored), np.load(f"{stored}.npz")
+    assert [(layer.path, layer.groups, layer.count) for layer in features.values()] == [
+        ("Conv_0", 1, 2),
+        ("Conv_1", 2, 2),
+        ("Dense_0", 1, 2),
+    ]
+    for path, layer in features.items():
+        for name in ("kernel", "gradient_gram", "bias"):
+            np.testing.assert_array_equal(getattr(layer, name), numbers[f"{path}|{name}"])
+    assert agop_jax.load_metadata(stored)["written_by"] == "9f7a291"
