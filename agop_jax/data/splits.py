@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from agop_jax.core import containers
 from agop_jax.core.errors import UserError
 
 TEST_FRACTION = 0.2  # of a source that has no test split of its own
@@ -133,6 +134,6 @@ def check_split(name: str | Path, part: str, split: AnySplit) -> None:
         raise UserError(f"data set {str(name)!r}, {part}: wanted labels from 0 on, of two classes or more")
 
 
-def memory_bytes() -> int:
-    """Of this machine's main memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def memory_bytes() -> int | float:
+    """Of this machine's main memory, or of the container's share where that is less."""
+    return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), containers.limit_bytes())
