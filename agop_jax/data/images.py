@@ -82,9 +82,7 @@ def read_photograph(file: str | Path) -> np.ndarray:
         grey = np.round(np.asarray(picture).astype(np.float64) / 257).astype(np.uint8)  # 65535 becomes 255
         return np.repeat(grey[..., None], 3, axis=-1)
     if picture.mode not in GREY | COLOUR:
-        raise UserError(
-            f"{str(path)!r}: wanted 8 or 16 bits a channel, got a picture of Pillow's mode {picture.mode!r}"
-        )
+        raise UserError(f"{str(path)!r}: wanted 8 or 16 bits a channel, got Pillow's mode {picture.mode!r}")
     return np.asarray(picture.convert("RGB"))
 
 

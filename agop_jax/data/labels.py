@@ -28,8 +28,8 @@ def number_classes(
     labels = np.unique(splits["train"].labels).tolist()  # Python's integers: NumPy compares uint64 and int64 as floats
     numbers = {label: number for number, label in enumerate(labels)}
     numbered = {part: _numbered(name, part, split, numbers) for part, split in splits.items()}
-    named = isinstance(labels[0], int) and labels[0] >= 0 and labels[-1] < len(class_names)
-    return numbered, tuple(class_names[label] if named else str(label) for label in labels)
+    names = dict(enumerate(class_names))
+    return numbered, tuple(names.get(label, str(label)) for label in labels)
 
 
 def _numbered(name: str, part: str, split: AnySplit, numbers: Mapping[int | str, int]) -> AnySplit:
