@@ -75,9 +75,8 @@ def read_photograph(file: str | Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             picture = upright(image)
-            picture.load()
     except UNREADABLE as error:
-        raise _unreadable(path, error) from None
+        raise UserError(f"{str(path)!r} is no readable picture ({_reason(error)}): choose another") from None
     if picture.mode.startswith("I;16"):
         grey = np.round(np.asarray(picture).astype(np.float64) / 257).astype(np.uint8)  # 65535 becomes 255
         return np.repeat(grey[..., None], 3, axis=-1)
@@ -123,5 +122,8 @@ def common_shape(name: str | Path, headers: list[Header], size: int) -> tuple[in
 
 
 def _unreadable(what: Path | str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
-    return UserError(f"data set: {str(what)!r} is no readable picture ({reason}): mend it or move it away")
+    return UserError(f"data set: {str(what)!r} is no readable picture ({_reason(error)}): mend it or move it away")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

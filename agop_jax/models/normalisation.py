@@ -45,7 +45,7 @@ def _first(section: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 
 def normalisation(
-    where: str, channels: int, stated: Stated, mean: Sequence[float] = (), std: Sequence[float] = ()
+    where: str, channels: int, stated: Stated, mean: Numbers = (), std: Numbers = ()
 ) -> tuple[Constants, Constants]:
     """Mean and std of each channel.
 
