@@ -151,6 +151,29 @@ def test_pictures_are_upright(code, kind, tmp_path):
     np.testing.assert_array_equal(read_photograph(tmp_path / "dog" / f"0.{kind}"), scene)
 
 
+def test_a_photograph_of_a_camera_is_upright(tmp_path):
+    """JPEG keeps colours to a few levels: the bright half of the scene is on its left, not on top."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    stored = np.zeros((16, 32, 3), np.uint8)  # the camera lay on its side
+    stored[8:] = 255
+    for name in ("cat", "dog"):
+        for number in range(5):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(stored).save(tmp_path / name / f"{number}.jpg", exif=exif)
+    dataset = load(f"folder:{tmp_path}")
+    assert dataset.train.images.shape[1:] == (32, 16, 3)
+    for image in (*dataset.train.images, read_photograph(tmp_path / "cat" / "0.jpg")):
+        assert image[:, :8].min() > 250
+        assert image[:, 8:].max() < 5
+
+
+@pytest.mark.parametrize("name", ["data[1]", "a{b}*?", "two words", "größe"])
+def test_every_path_of_a_folder_will_do(name, tmp_path):
+    fill(tmp_path / name, ("cat[0]", "d*g"), h=6)
+    assert load(f"folder:{tmp_path / name}").classes == ("cat[0]", "d*g")
+
+
 def test_damaged_exif_data_cost_no_picture(tmp_path):
     whole = fill(tmp_path)
     array = picture(tmp_path / "cat" / "odd.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")

@@ -5,6 +5,7 @@ import http.server
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -323,6 +324,17 @@ def test_classes_are_those_that_occur_and_splits_are_named(stored, monkeypatch):
     assert (dataset.num_classes, dataset.classes) == (2, ("0", "1"))
     assert (dataset.origins["test"], dataset.unused) == ("test", ())
     assert dataset.origins["train"] == "what the other splits leave of train and validation"
+
+
+@pytest.mark.parametrize("name", ["data[1]", "a{b}*?", "two words", "größe"])
+def test_every_path_of_prepared_data_will_do(name, stored, pictures, tmp_path, monkeypatch):
+    """Read there, and prepared there."""
+    (tmp_path / name).mkdir()
+    shutil.copytree(stored / "photographs", tmp_path / name / "photographs")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / name))
+    assert len(load("tfds:photographs", size=8).test.labels) == 5
+    prepare.prepare("tiny_imagenet", tmp_path / name, tiny_archive(tmp_path / name / "manual", pictures))
+    assert load("tiny_imagenet", validation=0.3).num_classes == 3
 
 
 def test_data_that_cannot_be_opened_are_not_called_damaged(stored, monkeypatch):

@@ -91,6 +91,15 @@ def test_a_label_of_the_test_images_alone_is_refused(train, test, said, tmp_path
     line(error)
 
 
+def test_a_fraction_is_wanted_only_where_it_is_used(tmp_path):
+    own = {"val_images": images(8, 6, 7, 3), "val_labels": np.arange(8) % 2}
+    for more, fraction in ((own, 0.0), (own, 0.3)):
+        source = file_with_test(tmp_path / "file.npz", np.arange(30) % 2, np.arange(6) % 2, **more)
+        assert len(load(source, validation=fraction).train.labels) == 30
+    with pytest.raises(UserError, match="validation: wanted a fraction between 0 and 1, got 0"):
+        load(file_with_test(tmp_path / "file.npz", np.arange(30) % 2, np.arange(6) % 2), validation=0.0)
+
+
 @pytest.mark.parametrize("prefix", ["val", "valid", "validation"])
 def test_validation_images_are_the_validation_split(prefix, tmp_path, caplog):
     own = {f"{prefix}_images": images(8, 6, 7, 3), f"{prefix}_labels": np.arange(8) % 2 + 4, "names": np.array(["a"])}
@@ -119,7 +128,8 @@ def test_a_file_may_have_validation_images_and_no_test(tmp_path):
 
 def test_images_and_labels_beside_test_images_are_the_training_split(tmp_path):
     test = {"test_images": images(8, 6, 7, 3), "test_labels": np.arange(8) % 2}
-    dataset = load(whole_file(tmp_path / "file.npz", np.arange(30) % 2, **test), validation=0.2)
+    source = whole_file(tmp_path / "file.npz", np.arange(30) % 2, **test)
+    dataset = load(source, validation=0.2)
     np.testing.assert_array_equal(dataset.test.images, test["test_images"])
     assert len(dataset.train.labels) == 24
     assert dataset.origins["validation"] == "20 % of the training images, drawn by seed 0"

@@ -39,13 +39,12 @@ def read_header(path: Path) -> Header:
     """Size and kind of an upright picture, without decoding it."""
     try:
         with Image.open(path) as image:
-            mode, (width, height) = image.mode, image.size
-            turned = image.format != "TIFF" and _orientation(image) >= 5  # Pillow states an upright TIFF's size
+            mode, (width, height) = image.mode, _upright_size(image)
     except UNREADABLE as error:
         raise _unreadable(path, error) from None
     if mode not in GREY | COLOUR:
         raise UserError(f"data set: {str(path)!r}: wanted 8 bits a channel, got a picture of Pillow's mode {mode!r}")
-    return Header(width, height, mode in GREY) if turned else Header(height, width, mode in GREY)
+    return Header(height, width, mode in GREY)
 
 
 def decode(file: Path | bytes, channels: int, size: int = 0) -> np.ndarray:
@@ -90,6 +89,13 @@ def upright(image: Image.Image) -> Image.Image:
     image.load()  # Pillow turns a TIFF by itself, then
     turn = TURNS.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) once it is upright; Pillow may have turned a TIFF's already, by its version."""
+    if _orientation(image) < 5:
+        return image.size
+    return upright(image).size if image.format == "TIFF" else image.size[::-1]
 
 
 def _orientation(image: Image.Image) -> int:

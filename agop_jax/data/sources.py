@@ -71,7 +71,7 @@ def load(name: str, *, validation: float = 0.1, seed: int = 0, size: int = 0, me
       name: a key of `SOURCES`, with ':' and an argument where the source takes one: 'npz:FILE', 'folder:DIR',
         'tfds:cifar10'. 'tfds:' may be left out before the names in `prepared.NAMES`.
       validation: fraction of the training images kept for choices, drawn with every class in proportion. A source
-        with validation images of its own keeps all training images to train on.
+        with validation images of its own keeps all training images to train on, and 0 will do.
       seed: of that draw.
       size: side of the squares that pictures are brought to as they are decoded ('folder' and 'tfds'); 0: as they are.
       memory: GiB that the decoded images may take; 0: half of this machine's, since a CPU device holds a copy.
@@ -105,10 +105,14 @@ def _check_arguments(kind: str, validation: float, size: int, memory: float) -> 
             f"config.data.size: wanted 0, or the side of decoded pictures for {' and '.join(PICTURES)}, got {size} for "
             f"{kind!r}: config.data.resize is for any source"
         )
-    if not 0 < validation < 1:
-        raise UserError(f"validation: wanted a fraction between 0 and 1, got {validation}")
+    if not 0 <= validation < 1:
+        raise _no_fraction(validation)
     if memory < 0:
         raise UserError(f"config.data.memory: wanted GiB, 0 for half of this machine's, got {memory}")
+
+
+def _no_fraction(validation: float) -> UserError:
+    return UserError(f"validation: wanted a fraction between 0 and 1, got {validation}")
 
 
 def _with_test(name: str, source: Source) -> dict[str, AnySplit]:
@@ -121,6 +125,8 @@ def _with_test(name: str, source: Source) -> dict[str, AnySplit]:
 def _with_validation(splits: Mapping[str, AnySplit], fraction: float, seed: int) -> dict[str, AnySplit]:
     """Training images in a balanced order, and the source's validation images or those that the seed draws."""
     train = splits["train"]
+    if fraction == 0 and "validation" not in splits:
+        raise _no_fraction(fraction)
     order = balanced_order(train.labels, seed)
     held_out = 0 if "validation" in splits else max(1, round(fraction * len(order)))
     if held_out == len(order):

@@ -32,8 +32,13 @@ def stated_in(about: Any, where: str) -> Stated:
     """
     if not isinstance(about, Mapping):
         raise UserError(f"donor {where}: wanted config.json to hold a JSON object, got {type(about).__name__}")
-    sections = [about[name] for name in SECTIONS if isinstance(about.get(name), Mapping)]
-    for section in (*sections, about):
+    sections = {name: about[name] for name in SECTIONS if about.get(name) is not None}
+    for name, section in sections.items():
+        if not isinstance(section, Mapping):
+            raise UserError(
+                f"donor {where}: wanted {name} of config.json to be an object, got {type(section).__name__}"
+            )
+    for section in (*sections.values(), about):
         stated = Stated(*(_first(section, names) for names in NAMES.values()))
         if stated != Stated():
             return stated
