@@ -95,7 +95,8 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) once it is upright; Pillow may have turned a TIFF's already, by its version."""
     if _orientation(image) < 5:
         return image.size
-    return upright(image).size if image.format == "TIFF" else image.size[::-1]
+    width, height = image.size
+    return upright(image).size if image.format == "TIFF" else (height, width)
 
 
 def _orientation(image: Image.Image) -> int:
