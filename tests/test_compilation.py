@@ -1,9 +1,11 @@
 """What does not fit is refused before it runs, and compiled code is kept."""
 
+import functools
 import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -12,10 +14,10 @@ import numpy as np
 import pytest
 
 import agop_jax
-from agop_jax.core import compilation, devices
+from agop_jax.core import compilation, containers, devices
 from agop_jax.core.compilation import compile_within_memory, keep_compiled_code, within_memory
 from agop_jax.core.errors import UserError
-from agop_jax.data import Split
+from agop_jax.data import Split, splits
 from agop_jax.experiments import donors
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.training import device_data
@@ -51,6 +53,68 @@ def test_memory_counts_more_than_speed_where_it_is_short():
 
 def test_free_memory_is_known_on_a_cpu():
     assert 2**20 < compilation.free_bytes() < 2**50
+
+
+GIB = 2**30
+GROUPS = {
+    # a container that sees its own group at the root, of version 2, whatever its name outside is
+    "version 2": ("0::/", {"memory.max": 3 * GIB, "memory.current": GIB, "memory.stat": "anon 7\ninactive_file 1024"}),
+    "version 2, by name": (
+        "0::/user.slice/job",
+        {"user.slice/job/memory.max": "max", "user.slice/memory.max": 3 * GIB, "user.slice/memory.current": GIB + 1024},
+    ),
+    "version 1": (
+        "9:name=systemd:/docker/a\n4:cpu,memory:/docker/a\n0::/",
+        {
+            "memory/memory.limit_in_bytes": 3 * GIB,
+            "memory/memory.usage_in_bytes": GIB,
+            "memory/memory.stat": "inactive_file 5\ntotal_inactive_file 1024",
+        },
+    ),
+    "version 1, by name": (
+        "4:memory:/docker/a",
+        {
+            "memory/docker/a/memory.limit_in_bytes": 3 * GIB,
+            "memory/docker/a/memory.usage_in_bytes": GIB,
+            "memory/docker/a/memory.stat": "total_inactive_file 1024",
+            "memory/memory.limit_in_bytes": 9223372036854771712,  # none
+            "memory/memory.usage_in_bytes": 5 * GIB,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(("own", "entries"), GROUPS.values(), ids=GROUPS)
+def test_a_container_has_the_memory_of_its_group(own, entries, tmp_path, monkeypatch):
+    """Of a machine with 1 TiB free, the group leaves 2 GiB, and its cache of 1 KiB counts as free."""
+    for name, value in {**entries, "own": own}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{value}\n")
+    free = 2 * GIB - 1024 if "user.slice" in own else 2 * GIB + 1024
+    assert containers.free_bytes(tmp_path, tmp_path / "own") == free
+    assert containers.limit_bytes(tmp_path, tmp_path / "own") == 3 * GIB
+    monkeypatch.setattr(
+        compilation.containers, "free_bytes", functools.partial(containers.free_bytes, tmp_path, tmp_path / "own")
+    )
+    monkeypatch.setattr(compilation.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**40))
+    assert compilation.free_bytes() == free
+
+
+def test_no_container_sets_no_limit(tmp_path, monkeypatch):
+    """No such files, files of no numbers, or more than the machine has: what the machine has free."""
+    for own in ("none", "text"):
+        (tmp_path / "text").write_text("0::/\nno group\n")
+        (tmp_path / "memory.max").write_text("max\n")
+        assert containers.free_bytes(tmp_path, tmp_path / own) == math.inf
+        assert containers.limit_bytes(tmp_path, tmp_path / own) == math.inf
+    monkeypatch.setattr(compilation.containers, "free_bytes", lambda: 2**60)
+    monkeypatch.setattr(compilation.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**40))
+    assert compilation.free_bytes() == 2**40
+
+
+def test_data_may_take_half_of_the_containers_memory(monkeypatch):
+    monkeypatch.setattr(splits.containers, "limit_bytes", lambda: 4096)
+    assert splits.memory_bytes() == 4096
 
 
 def test_within_memory_compiles_once_for_each_shape_and_type():

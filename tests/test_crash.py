@@ -167,6 +167,22 @@ def test_stopped_and_resumed_run_is_the_same_run(moment, setting, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, resumed.state, wanted.state)
 
 
+@pytest.mark.parametrize("name", ["run[1]", "a{b}*?", "back\\slash"])
+def test_a_stopped_run_goes_on_in_every_path(name, setting, tmp_path):
+    """Brackets and the like are characters of a name, and no pattern."""
+
+    def stop(_, step):
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with stoppable(), pytest.raises(Stopped):
+        run(setting, tmp_path / name / "checkpoints", stop)
+    steps = []
+    run(setting, tmp_path / name / "checkpoints", lambda _, step: steps.append(step))
+    assert steps[0] == 8
+    assert not list((tmp_path / name).iterdir())
+
+
 def test_damaged_checkpoint_is_named(setting, tmp_path):
     with stoppable(), pytest.raises(Stopped):
         run(setting, tmp_path / "run", lambda _, step: os.kill(os.getpid(), signal.SIGTERM))

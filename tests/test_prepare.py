@@ -5,6 +5,7 @@ import http.server
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -84,6 +85,35 @@ assert "tensorflow" not in sys.modules
         assert {(image.tobytes(), int(y)) for image, y in zip(file["images"], file["labels"], strict=True)} == wanted
         found = {(image.tobytes(), int(y)) for image, y in zip(file["test"], file["test_labels"], strict=True)}
     assert found == {(rgb(pictures[f"val/images/val_{i}.JPEG"]), classes.index(w)) for i, w in enumerate(WNIDS)}
+
+
+@pytest.mark.parametrize("place", ["", "tiny-imagenet-200", "renamed"])
+def test_a_tree_that_was_unzipped_already_will_do(place, pictures, tmp_path, monkeypatch):
+    """The folder around it, or itself, under whatever name: what comes of it is what comes of the archive."""
+    archive = tiny_archive(tmp_path / "manual", pictures)
+    prepare.prepare("tiny_imagenet", tmp_path / "zip", archive)
+    with zipfile.ZipFile(archive / tiny_imagenet.ARCHIVE) as file:
+        file.extractall(tmp_path / "tree")
+    if place == "renamed":
+        (tmp_path / "tree" / "tiny-imagenet-200").rename(tmp_path / "tree" / place)
+    prepare.prepare("tiny_imagenet", tmp_path / "folder", tmp_path / "tree" / place)
+    parts = []
+    for name in ("zip", "folder"):
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / name))
+        dataset = load("tiny_imagenet", validation=0.3)
+        splits = [split.load() for split in (dataset.train, dataset.test)]
+        parts.append(sorted((x.tobytes(), int(y)) for split in splits for x, y in zip(*split, strict=True)))
+    assert dataset.classes == tuple(sorted(WNIDS))
+    assert parts[0] == parts[1]
+
+
+def test_a_tree_that_lacks_its_labels_is_refused(pictures, tmp_path):
+    with zipfile.ZipFile(tiny_archive(tmp_path, pictures) / tiny_imagenet.ARCHIVE) as file:
+        file.extractall(tmp_path / "tree")
+    (tmp_path / "tree" / "tiny-imagenet-200" / "val" / "val_annotations.txt").unlink()
+    with pytest.raises(UserError, match=r"wanted tiny-imagenet-200/train/WNID.*, got .*val_annotations.txt") as error:
+        prepare.prepare("tiny_imagenet", tmp_path / "tfds", tmp_path / "tree")
+    assert "\n" not in str(error.value)
 
 
 def test_tiny_imagenet_is_downloaded(pictures, tmp_path, monkeypatch):
@@ -286,6 +316,37 @@ def test_pictures_of_many_sizes_want_a_size(stored, monkeypatch):
         (2, 8, 8, 3),
         (5, 8, 8, 3),
     ]
+
+
+def test_classes_are_those_that_occur_and_splits_are_named(stored, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(stored))
+    dataset = load("tfds:photographs", size=8, validation=0.2)
+    assert (dataset.num_classes, dataset.classes) == (2, ("0", "1"))
+    assert (dataset.origins["test"], dataset.unused) == ("test", ())
+    assert dataset.origins["train"] == "what the other splits leave of train and validation"
+
+
+@pytest.mark.parametrize("name", ["data[1]", "a{b}*?", "two words", "größe"])
+def test_every_path_of_prepared_data_will_do(name, stored, pictures, tmp_path, monkeypatch):
+    """Read there, and prepared there."""
+    (tmp_path / name).mkdir()
+    shutil.copytree(stored / "photographs", tmp_path / name / "photographs")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / name))
+    assert len(load("tfds:photographs", size=8).test.labels) == 5
+    prepare.prepare("tiny_imagenet", tmp_path / name, tiny_archive(tmp_path / name / "manual", pictures))
+    assert load("tiny_imagenet", validation=0.3).num_classes == 3
+
+
+def test_data_that_cannot_be_opened_are_not_called_damaged(stored, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(stored))
+    monkeypatch.setattr(tfds, "builder_from_directory", raise_too_many)
+    with pytest.raises(UserError, match="cannot be read .*Too many open files.*: its files may well be whole") as error:
+        load("tfds:photographs", size=8)
+    assert "delete" not in str(error.value)
+
+
+def raise_too_many(*arguments, **options):
+    raise OSError(24, "Too many open files")
 
 
 def test_damaged_prepared_data_is_named(stored, tmp_path, monkeypatch):

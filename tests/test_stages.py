@@ -110,6 +110,20 @@ def test_data_that_changed_under_its_results_are_refused(extracted, tmp_path):
     assert changed == {".lock"}
 
 
+def test_a_work_directory_of_an_older_version_goes_on(extracted, tmp_path):
+    """Its data.json has kept less: no names of classes, and not which of the source's images were used."""
+    directory = tmp_path / "copy"
+    shutil.copytree(extracted, directory)
+    described = json.loads((directory / "data.json").read_text())
+    older = {name: described[name] for name in described.keys() - {"classes", "origins", "unused"}}
+    (directory / "data.json").write_text(json.dumps(older))
+    experiment.run(make_config("donor"), directory)
+    assert json.loads((directory / "data.json").read_text()) == described
+    (directory / "data.json").write_text(json.dumps({**described, "classes": list("abcdefghij")}))
+    with pytest.raises(UserError, match=r"holds results from other data: classes \(was \['a', "):
+        experiment.run(make_config("donor"), directory)
+
+
 def test_checkpoints_of_other_data_are_not_continued(tmp_path):
     """Of a run that ended before it had results."""
     config, data = make_config("donor").to_dict(), {"measured": 9, "mean": [0.5]}

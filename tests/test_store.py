@@ -1,8 +1,12 @@
 """Features on disk: what comes back, what is refused, and the export for users of the PyTorch project."""
 
+import errno
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -292,3 +296,90 @@ def test_features_written_by_the_first_version_are_read():
         for name in ("kernel", "gradient_gram", "bias"):
             np.testing.assert_array_equal(getattr(layer, name), numbers[f"{path}|{name}"])
     assert agop_jax.load_metadata(stored)["written_by"] == "9f7a291"
+
+
+ELSEWHERE = """
+import sys
+import jax, jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from agop_jax.core import arrays
+
+mesh = Mesh(jax.devices(), "x")
+places = {
+    "replicated": NamedSharding(mesh, PartitionSpec()),
+    "spread": NamedSharding(mesh, PartitionSpec("x")),
+    "fifth": jax.devices()[5],
+}
+for name, place in places.items():
+    tree = {"params": {"kernel": jax.device_put(jnp.arange(48.0).reshape(16, 3), place)}}
+    arrays.save_arrays(f"{sys.argv[1]}/{name}", tree, {"on": name})
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """Arrays that a process with eight devices wrote; this one has a single device."""
+    path = tmp_path_factory.mktemp("elsewhere")
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", ELSEWHERE, path], env=environment, check=True, capture_output=True)
+    return path
+
+
+def rename_device(directory, name):
+    """As if the arrays had been written on a device of this name."""
+    file = directory / "arrays" / "_sharding"
+    assert "cpu:5" in file.read_text()
+    file.write_text(file.read_text().replace("cpu:5", name))
+    described = json.loads((directory / "metadata.json").read_text())
+    described.pop("checksum")
+    described["files"] = {k: v for k, v in arrays._checksums(directory).items() if k != "metadata.json"}
+    (directory / "metadata.json").write_text(arrays._sealed(described))
+
+
+@pytest.mark.parametrize("name", ["replicated", "spread", "fifth", "cuda:0", "TPU_3(process=1,(0,1,0,0))"])
+def test_arrays_of_other_devices_load_on_this_one(elsewhere, tmp_path, name):
+    stored = name if name in ("replicated", "spread") else "fifth"
+    shutil.copytree(elsewhere / stored, tmp_path / "donor")
+    if name not in ("replicated", "spread", "fifth"):
+        rename_device(tmp_path / "donor", name)
+    tree, about = arrays.load_arrays(tmp_path / "donor")
+    kernel = tree["params"]["kernel"]
+    np.testing.assert_array_equal(kernel, np.arange(48.0).reshape(16, 3))
+    assert (kernel.devices(), about) == ({jax.devices()[0]}, {"on": stored})
+
+
+@pytest.mark.parametrize(
+    "name", ["run[1]", "a[!b]{c,d}", "s*r", "what?", "two words", "größe", "%20", "back\\slash", "a'b\"c", "[", "$HOME"]
+)
+def test_every_path_will_do(tmp_path, name):
+    """Brackets and the like are characters of a name, and no pattern."""
+    features = as_features(layers()[:2])
+    (tmp_path / "run1").mkdir()
+    agop_jax.save_features(tmp_path / name / "features", features, ABOUT)
+    assert contents(agop_jax.load_features(tmp_path / name / "features")) == contents(features)
+    assert not list((tmp_path / "run1").iterdir())
+
+
+def test_whole_files_are_never_called_damaged(copy, monkeypatch):
+    """What fails for another reason than damage is told, and nobody is told to delete anything."""
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.StandardCheckpointer, "restore", fail)
+        with pytest.raises(UserError, match=r"cannot be read here \(disk full\), though its files are whole") as caught:
+            agop_jax.load_features(copy)
+        assert "delete" not in str(caught.value)
+        assert f"jax {jax.__version__}" in str(caught.value)
+    with monkeypatch.context() as patch:
+        patch.setattr(arrays.Path, "read_bytes", refuse)
+        with pytest.raises(UserError, match="cannot be read .*Permission denied.*: make it readable") as caught:
+            agop_jax.load_metadata(copy)
+        assert "delete" not in str(caught.value)
+    (copy / "metadata.json").write_text('{"format": 2}')
+    with pytest.raises(UserError, match="wanted format 1, got 2: read it with the version of agop_jax") as caught:
+        agop_jax.load_features(copy)
+    assert "delete" not in str(caught.value)
+    with pytest.raises(UserError, match="exists already: choose another path, or move it away"):
+        agop_jax.save_features(copy, as_features(layers()[:1]))
+
+
+def refuse(*_, **__):
+    raise PermissionError(errno.EACCES, "Permission denied")

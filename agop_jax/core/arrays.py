@@ -4,28 +4,28 @@ A saved directory holds `arrays/` (Orbax) and `metadata.json` (shapes, versions,
 own checksum). It is written under a temporary name and renamed, so that it is whole or absent. Nothing is pickled.
 """
 
+import contextlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from agop_jax.core import hosts, trees
 from agop_jax.core.errors import UserError
 
 FORMAT = 1
-
-
 METADATA, ARRAYS = "metadata.json", "arrays"
+RESTORE = "restore it, or delete its directory and make it anew"  # said of proven damage alone
+PATTERN_CHARACTERS = frozenset("[]*?\\")  # Orbax takes a path with some of these for a pattern, which nothing matches
 
 
 def load_metadata(path: str | os.PathLike) -> dict[str, Any]:
@@ -48,30 +48,48 @@ def save_arrays(path: str | os.PathLike, tree: Mapping[str, Any], metadata: Mapp
         arrays = (
             jax.device_get(tree) if jax.process_count() > 1 else tree
         )  # one process cannot save what others take part in
-        with _checkpointer() as checkpointer:
-            checkpointer.save(temporary / ARRAYS, arrays)
+        with plain_path(temporary) as plain, _checkpointer() as checkpointer:
+            checkpointer.save(plain / ARRAYS, arrays)
         (temporary / METADATA).write_text(_sealed({**described, "files": _checksums(temporary)}))
 
     write_directory(path, write)
 
 
 def load_arrays(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tree and the metadata that `save_arrays` wrote, checked file by file."""
+    """The tree and the metadata that `save_arrays` wrote, checked file by file.
+
+    The arrays may have been written on other devices, or spread over several: they come to the default device of this
+    process, and are committed to none.
+
+    Raises:
+      UserError: a file that is missing or was changed, or one that cannot be read here.
+    """
     path = absolute(path)
     described = _read_metadata(path)
     _check_files(path, described["files"])
-    shapes = {name: (tuple(shape), dtype) for name, (shape, dtype) in described["shapes"].items()}
-    wanted = trees.unflatten({name: jax.ShapeDtypeStruct(*what) for name, what in shapes.items()})
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = {name: jax.ShapeDtypeStruct(*shape, sharding=here) for name, shape in described["shapes"].items()}
+    stated = trees.unflatten(shapes)
     try:
-        with _checkpointer() as checkpointer:
-            _check_shapes(path, wanted, checkpointer.metadata(path / ARRAYS).item_metadata.tree)
-            found = checkpointer.restore(path / ARRAYS, wanted)
+        with plain_path(path) as plain, _checkpointer() as checkpointer:
+            _check_shapes(path, stated, checkpointer.metadata(plain / ARRAYS).item_metadata.tree)
+            stored = checkpointer.restore(plain / ARRAYS, stated)
     except UserError:
         raise
     except Exception as error:  # Orbax, TensorStore: ValueError, KeyError, JSONDecodeError, FileNotFoundError, ...
-        raise UserError(f"{str(path)!r} cannot be read ({_first_line(error)}): delete it and make it anew") from error
-    # committed to a device, as Orbax returns them, they would make whatever was compiled for fresh arrays compile again
-    return jax.tree.map(lambda array: jnp.asarray(np.asarray(array)), found), described["metadata"]
+        raise _unreadable(path, described, error) from error
+    # Orbax returns arrays that are committed to a device. A jitted function compiles anew for those, so they are
+    # copied to uncommitted ones here.
+    return jax.tree.map(lambda array: jax.device_put(jax.device_get(array)), stored), described["metadata"]
+
+
+def _unreadable(path: Path, described: Mapping[str, Any], error: Exception) -> UserError:
+    """The files are as they were written, by their checksums: they are not to be thrown away."""
+    versions = ", ".join(f"{name} {version}" for name, version in described["versions"].items())
+    return UserError(
+        f"{str(path)!r} cannot be read here ({_first_line(error)}), though its files are whole: read it with the "
+        f"versions that wrote it, {versions}"
+    )
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:
@@ -89,6 +107,18 @@ def absolute(path: str | os.PathLike) -> Path:
     return Path(path).expanduser().absolute()  # Orbax takes no relative path
 
 
+@contextlib.contextmanager
+def plain_path(directory: Path) -> Iterator[Path]:
+    """A path to an existing directory for libraries that take paths for patterns: a link where that is necessary."""
+    if not PATTERN_CHARACTERS & set(str(directory)):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "directory"
+        link.symlink_to(directory, target_is_directory=True)
+        yield link
+
+
 def write_directory(path: Path, write: Callable[[Path], None]) -> None:
     """Calls `write` with a temporary directory and renames it to `path` when done; of several processes the first."""
     if hosts.is_first():
@@ -98,7 +128,7 @@ def write_directory(path: Path, write: Callable[[Path], None]) -> None:
 
 def _write_here(path: Path, write: Callable[[Path], None]) -> None:
     if path.exists():
-        raise UserError(f"{str(path)!r} exists already: delete it or choose another path")
+        raise UserError(f"{str(path)!r} exists already: choose another path, or move it away")
     temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
@@ -116,41 +146,46 @@ def _checksums(directory: Path) -> dict[str, list[int]]:
     }
 
 
-def _check_files(path: Path, wanted: Mapping[str, list[int]]) -> None:
+def _check_files(path: Path, stated: Mapping[str, list[int]]) -> None:
     """Before Orbax reads: it passes over some damage and meets the rest with pages of asynchronous tracebacks."""
-    found = _checksums(path)
-    for name, (size, checksum) in wanted.items():
-        if name not in found:
-            raise UserError(f"{str(path / name)!r} is missing: restore it, or delete {str(path)!r} and make it anew")
-        if found[name] != [size, checksum]:
-            state = "was changed" if found[name][0] == size else f"has {found[name][0]} bytes, wanted {size}"
-            raise UserError(f"{str(path / name)!r} {state}: restore it, or delete {str(path)!r} and make it anew")
+    try:
+        there = _checksums(path)
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be read ({_first_line(error)}): make its files readable") from None
+    for name, (size, checksum) in stated.items():
+        if name not in there:
+            raise UserError(f"{str(path / name)!r} is missing: {RESTORE}")
+        if there[name] != [size, checksum]:
+            state = "was changed" if there[name][0] == size else f"has {there[name][0]} bytes, wanted {size}"
+            raise UserError(f"{str(path / name)!r} {state}: {RESTORE}")
 
 
-def _check_shapes(path: Path, wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+def _check_shapes(path: Path, stated: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
     """Before Orbax reads: it cuts or pads some arrays to the shape asked for, and fails asynchronously at others."""
-    stated, found = ({name: array.shape for name, array in trees.flatten(tree).items()} for tree in (wanted, stored))
-    for name in sorted(stated.keys() | found.keys()):
-        if stated.get(name) != found.get(name):
-            what = f"wanted {name} of shape {stated.get(name, 'none')}, got {found.get(name, 'none')}"
-            raise UserError(f"{str(path)!r}: {what}: delete it and make it anew")
+    wanted, there = ({name: array.shape for name, array in trees.flatten(tree).items()} for tree in (stated, stored))
+    for name in sorted(wanted.keys() | there.keys()):
+        if wanted.get(name) != there.get(name):
+            what = f"wanted {name} of shape {wanted.get(name, 'none')}, got {there.get(name, 'none')}"
+            raise UserError(f"{str(path)!r}: {what}: {METADATA} and {ARRAYS} are of different saves, restore either")
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
     file = path / METADATA
     try:
-        described = json.loads(file.read_text())
-    except FileNotFoundError:
+        described = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{str(file)!r} is missing: nothing was saved there, or not by this program") from None
-    except (ValueError, OSError) as error:
-        raise UserError(
-            f"{str(file)!r} is damaged ({_first_line(error)}): delete the directory and make it anew"
-        ) from None
+    except OSError as error:
+        raise UserError(f"{str(file)!r} cannot be read ({_first_line(error)}): make it readable") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{str(file)!r} is no JSON ({_first_line(error)}): {RESTORE}") from None
     if not isinstance(described, dict) or described.get("format") != FORMAT:
-        found = described.get("format") if isinstance(described, dict) else type(described).__name__
-        raise UserError(f"{str(file)!r}: wanted format {FORMAT}, got {found}: delete the directory and make it anew")
+        got = described.get("format") if isinstance(described, dict) else type(described).__name__
+        raise UserError(
+            f"{str(file)!r}: wanted format {FORMAT}, got {got}: read it with the version of agop_jax that wrote it"
+        )
     if described.pop("checksum", None) != _checksum(described):
-        raise UserError(f"{str(file)!r} was changed: delete the directory and make it anew")
+        raise UserError(f"{str(file)!r} was changed: {RESTORE}")
     return described
 
 

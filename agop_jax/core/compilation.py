@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 
-from agop_jax.core import hosts
+from agop_jax.core import containers, hosts
 from agop_jax.core.errors import UserError
 from agop_jax.core.types import Device
 
@@ -25,8 +25,8 @@ GIB = 2**30
 FRUGAL = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 # XLA on a CPU runs convolutions through YNNPACK unless that library is kept for single matrix products. Without it a
 # training step at 32 x 32 takes 1 / 1.7 of the time for the small CNN, 1 / 1.2 for VGG11, 1 / 1.1 for ResNet-20
-# (medians of 5 interleaved repeats on 2 cores); nothing measured was slower. FUSION_TYPE_DOT joins products
-# that follow each other, which took 15 times as long and hid their memory.
+# (2 cores, AMD EPYC, medians of 5 interleaved repeats); nothing measured was slower. The broader FUSION_TYPE_DOT joins
+# products that follow each other, which took 15 times as long and hid their memory.
 EIGEN_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 
 
@@ -125,7 +125,7 @@ def free_bytes() -> int | float:
 
 def _free_bytes(device: Device) -> int | float:
     if device.platform == "cpu":
-        return psutil.virtual_memory().available
+        return min(psutil.virtual_memory().available, containers.free_bytes())
     statistics = device.memory_stats() or {}
     return statistics["bytes_limit"] - statistics["bytes_in_use"] if "bytes_limit" in statistics else math.inf
 

@@ -25,6 +25,13 @@ Row = dict[str, Any]
 Columns = Mapping[str, Callable[[str], Any]]
 
 
+def unreadable_reason(error: Exception) -> str:
+    """Why NumPy cannot read a file, in one line. NumPy's own advice, to load pickled objects, is not passed on."""
+    if "pickle" in str(error):
+        return "it holds Python objects, which are never loaded, or is of another kind"
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def atomic_write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Write the whole file under a temporary name beside it, then rename; makes missing folders.
 

@@ -17,6 +17,7 @@ from absl import logging
 from agop_jax.core.errors import UserError, unknown_name
 from agop_jax.data import prepared
 
+MANUAL = "folder with the archives, under their published names; of tiny_imagenet also the unzipped tree"
 SECONDS = 10  # to wait for a first answer of a server
 
 
@@ -25,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help=", ".join(prepared.NAMES))
     parser.add_argument("--data_dir", type=Path, default=prepared.data_dir(), help="where to (default: %(default)s)")
-    parser.add_argument("--manual_dir", type=Path, help="folder with the archives, under their published names")
+    parser.add_argument("--manual_dir", type=Path, help=MANUAL)
     found = parser.parse_args(arguments)
     logging.set_verbosity(logging.ERROR)
     try:
@@ -41,7 +42,8 @@ def prepare(name: str, data_dir: Path, manual_dir: Path | None = None) -> Path:
     Args:
       name: one of `prepared.NAMES`.
       data_dir: of TFDS, see `prepared.data_dir`.
-      manual_dir: folder with the published archives, which are then not downloaded.
+      manual_dir: folder with the published archives, which are then not downloaded; of Tiny-ImageNet also the folder
+        'tiny-imagenet-200' that its archive holds, or the one around it.
 
     Raises:
       UserError: unknown name, an extra that is missing, no network, a missing, truncated or changed archive.
@@ -64,8 +66,8 @@ def prepare(name: str, data_dir: Path, manual_dir: Path | None = None) -> Path:
         raise
     except Exception as error:  # TFDS raises errors of many kinds, by what is missing, truncated or changed
         raise UserError(
-            f"{name} could not be prepared ({_first_line(error)}): download its archives anew, or delete what is "
-            f"damaged in {str(data_dir)!r}"
+            f"{name} could not be prepared ({_first_line(error)}): download its archives anew, or prepare it in an "
+            "empty folder with --data_dir=FOLDER"
         ) from error
     return Path(builder.data_path)
 
@@ -81,10 +83,12 @@ def _tiny_imagenet(data_dir: Path, manual_dir: Path | None) -> Any:
     """Our own builder, with its archive."""
     import tensorflow_datasets as tfds
 
-    from agop_jax.data.tiny_imagenet import ARCHIVE, URL, TinyImagenet
+    from agop_jax.data.tiny_imagenet import ARCHIVE, ROOT, URL, TinyImagenet, is_tree
 
     if manual_dir is not None:
-        archive = manual_dir.expanduser() / ARCHIVE
+        folder = manual_dir.expanduser()
+        trees = [tree for tree in (folder, folder / ROOT) if is_tree(tree)]
+        archive = trees[0] if trees and not (folder / ARCHIVE).exists() else folder / ARCHIVE
     else:
         _require_network(URL)
         archive = tfds.download.DownloadManager(download_dir=data_dir / "downloads").download(URL)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from agop_jax.core.errors import UserError, unknown_name
 from agop_jax.data.images import decode
-from agop_jax.data.splits import AnySplit, StoredSplit, split_off_test
+from agop_jax.data.splits import Source, StoredSplit
 
 NAMES = ("cifar10", "cifar100", "fashion_mnist", "mnist", "oxford_flowers102", "svhn_cropped", "tiny_imagenet")
 FORMAT = "array_record"  # the format that can be read without TensorFlow
@@ -30,7 +30,7 @@ def find(name: str, directory: Path) -> Path | None:
     return max(versions, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
 
 
-def read_prepared(name: str, size: int, limit: int) -> tuple[AnySplit, AnySplit]:
+def read_prepared(name: str, size: int, limit: int) -> Source:
     """The splits 'train' and 'test' of a prepared data set; of its pictures nothing is decoded yet.
 
     A split 'validation' joins the training images, from which every experiment draws its own validation images; where
@@ -45,9 +45,13 @@ def read_prepared(name: str, size: int, limit: int) -> tuple[AnySplit, AnySplit]
     if directory is None:
         raise unknown_name("TFDS data set", name, NAMES)
     builder = _builder(directory)
-    train, *test = _roles(builder.info.splits)
-    splits = [_stored(builder, part, size) for part in (train, *test)]
-    return (splits[0], splits[1]) if test else split_off_test(name, splits[0])
+    roles = dict(zip(("train", "test"), _roles(builder.info.splits), strict=False))
+    return Source(
+        **{part: _stored(builder, splits, size) for part, splits in roles.items()},
+        origins={part: " and ".join(splits) for part, splits in roles.items()},
+        unused=tuple(sorted(set(builder.info.splits) - {name for splits in roles.values() for name in splits})),
+        class_names=tuple(getattr(builder.info.features["label"], "names", None) or ()),
+    )
 
 
 def _roles(splits: Collection[str]) -> list[list[str]]:
@@ -92,7 +96,7 @@ def _stored(builder: Any, splits: list[str], size: int) -> StoredSplit:
     record = _reader(builder, splits)
     count = sum(builder.info.splits[split].num_examples for split in splits)
     bar = tqdm(range(count), f"read labels of {builder.name}", unit="image", leave=False, delay=1)
-    labels = np.array([record(row)["label"] for row in bar], np.int32)
+    labels = np.array([record(row)["label"] for row in bar])
     shape = (*((size, size) if size else sides), channels)
     return StoredSplit(lambda row: decode(record(row)["image"], channels, size), np.arange(count), labels, shape)
 
@@ -116,5 +120,8 @@ def _reader(builder: Any, splits: list[str]) -> Callable[[int], Any]:
 
 
 def _damaged(directory: Path, error: Exception) -> UserError:
+    """What the system refuses, such as one more open file or a file of another user, says nothing of the data."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    if isinstance(error, (OSError, MemoryError, ImportError, NotImplementedError)):
+        return UserError(f"{str(directory)!r} cannot be read ({reason}): its files may well be whole")
     return UserError(f"{str(directory)!r} cannot be read ({reason}): delete it and prepare it anew")

@@ -2,19 +2,22 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
 from agop_jax.core import hosts
 from agop_jax.core.errors import UserError, unknown_name
-from agop_jax.core.files import UNREADABLE
 from agop_jax.data import prepared
 from agop_jax.data.folder import read_folder
+from agop_jax.data.labels import number_classes
+from agop_jax.data.npz import read_npz
 from agop_jax.data.splits import (
+    TEST_FRACTION,
     AnySplit,
+    Source,
     Split,
     balanced_order,
     check_splits,
@@ -25,6 +28,7 @@ from agop_jax.data.splits import (
 
 SAMPLE = 10_000  # images of a streamed training split that mean and std are taken of
 GIB = 2**30
+SHOWN = 5  # names of a longer list that a message gives
 AT_ONCE = 2**23  # bytes of images that are summed up in one go
 
 
@@ -34,9 +38,12 @@ class Dataset:
 
     Attributes:
       name: as it was asked for.
-      train, validation, test: the splits.
-      num_classes: labels run from 0 to num_classes - 1.
+      train, validation, test: the splits; labels run from 0 to num_classes - 1.
+      num_classes: how many distinct labels the training images had.
       mean, std: per channel over `measured(train)`, in units of pixel / 255.
+      classes: the names of the classes, in the order of the labels.
+      origins: split -> which of the source's images it holds.
+      unused: what the source holds besides, and no split does.
     """
 
     name: str
@@ -46,10 +53,15 @@ class Dataset:
     num_classes: int
     mean: np.ndarray
     std: np.ndarray
+    classes: tuple[str, ...] = ()
+    origins: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
 
 def load(name: str, *, validation: float = 0.1, seed: int = 0, size: int = 0, memory: float = 0.0) -> Dataset:
     """Reads a data set and splits it.
+
+    Labels may be any integers, or names: the distinct ones of the training images, sorted, are the classes.
 
     Pictures of 'folder' and 'tfds' that take more than `memory` stay on disk: the splits are `StoredSplit`s of the same
     images in the same order, and `mean` and `std` are those of the first 10,000 training images, whose order is random
@@ -58,40 +70,80 @@ def load(name: str, *, validation: float = 0.1, seed: int = 0, size: int = 0, me
     Args:
       name: a key of `SOURCES`, with ':' and an argument where the source takes one: 'npz:FILE', 'folder:DIR',
         'tfds:cifar10'. 'tfds:' may be left out before the names in `prepared.NAMES`.
-      validation: fraction of the training images kept for choices, drawn with every class in proportion.
+      validation: fraction of the training images kept for choices, drawn with every class in proportion. A source
+        with validation images of its own keeps all training images to train on, and 0 will do.
       seed: of that draw.
       size: side of the squares that pictures are brought to as they are decoded ('folder' and 'tfds'); 0: as they are.
       memory: GiB that the decoded images may take; 0: half of this machine's, since a CPU device holds a copy.
 
     Raises:
-      UserError: unknown source, unreadable file, wrong shapes or types, a fraction outside (0, 1), or an .npz file of
-        more than `memory`.
+      UserError: unknown source, unreadable file, wrong shapes or types, a label that no training image has, a fraction
+        outside (0, 1), or an .npz file of more than `memory`.
     """
-    source, _, argument = f"tfds:{name}".partition(":") if name in prepared.NAMES else name.partition(":")
-    if source not in SOURCES:
-        raise unknown_name("data set", source, (*SOURCES, *prepared.NAMES))
-    if size < 0 or (size and source not in PICTURES):
+    kind, _, argument = f"tfds:{name}".partition(":") if name in prepared.NAMES else name.partition(":")
+    _check_arguments(kind, validation, size, memory)
+    limit = int(memory * GIB) or int(hosts.least(memory_bytes() / GIB) * GIB) // 2
+    source = SOURCES[kind](argument, size, limit)
+    splits = _with_test(name, source)
+    check_splits(name, splits)
+    splits, classes = number_classes(name, splits, source.class_names)
+    splits = _with_validation(splits, validation, seed)
+    if source.unused:
+        logging.warning("data set %r: not used: %s", name, ", ".join(source.unused[:SHOWN]))
+    if sum(map(decoded_bytes, splits.values())) <= limit:
+        splits = {part: split.load(progress=True) for part, split in splits.items()}
+    constants = _mean_and_deviation(measured(splits["train"]))
+    three = splits["train"], splits["validation"], splits["test"]
+    return Dataset(name, *three, len(classes), *constants, classes, _origins(source, validation, seed), source.unused)
+
+
+def _check_arguments(kind: str, validation: float, size: int, memory: float) -> None:
+    if kind not in SOURCES:
+        raise unknown_name("data set", kind, (*SOURCES, *prepared.NAMES))
+    if size < 0 or (size and kind not in PICTURES):
         raise UserError(
             f"config.data.size: wanted 0, or the side of decoded pictures for {' and '.join(PICTURES)}, got {size} for "
-            f"{source!r}: config.data.resize is for any source"
+            f"{kind!r}: config.data.resize is for any source"
         )
-    if not 0 < validation < 1:
-        raise UserError(f"validation: wanted a fraction between 0 and 1, got {validation}")
+    if not 0 <= validation < 1:
+        raise _no_fraction(validation)
     if memory < 0:
         raise UserError(f"config.data.memory: wanted GiB, 0 for half of this machine's, got {memory}")
-    limit = int(memory * GIB) or int(hosts.least(memory_bytes() / GIB) * GIB) // 2
-    train, test = SOURCES[source](argument, size, limit)
-    check_splits(name, train, test)
-    classes = int(max(train.labels.max(), test.labels.max())) + 1
+
+
+def _no_fraction(validation: float) -> UserError:
+    return UserError(f"validation: wanted a fraction between 0 and 1, got {validation}")
+
+
+def _with_test(name: str, source: Source) -> dict[str, AnySplit]:
+    """The splits that the source has; a fixed fifth of its training images is the test split where it has none."""
+    train, test = (source.train, source.test) if source.test is not None else split_off_test(name, source.train)
+    validation = {} if source.validation is None else {"validation": source.validation}
+    return {"train": train, **validation, "test": test}
+
+
+def _with_validation(splits: Mapping[str, AnySplit], fraction: float, seed: int) -> dict[str, AnySplit]:
+    """Training images in a balanced order, and the source's validation images or those that the seed draws."""
+    train = splits["train"]
+    if fraction == 0 and "validation" not in splits:
+        raise _no_fraction(fraction)
     order = balanced_order(train.labels, seed)
-    held_out = max(1, round(validation * len(order)))
+    held_out = 0 if "validation" in splits else max(1, round(fraction * len(order)))
     if held_out == len(order):
-        raise UserError(f"validation: {validation} of {len(order)} images leaves none to train on")
-    train, validation_split = train.take(order[held_out:]), train.take(order[:held_out])
-    splits = train, validation_split, test
-    if sum(map(decoded_bytes, splits)) <= limit:
-        train, validation_split, test = (split.load(progress=True) for split in splits)
-    return Dataset(name, train, validation_split, test, classes, *_mean_and_deviation(measured(train)))
+        raise UserError(f"validation: {fraction} of {len(order)} images leaves none to train on")
+    return {"validation": train.take(order[:held_out]), **splits, "train": train.take(order[held_out:])}
+
+
+def _origins(source: Source, fraction: float, seed: int) -> dict[str, str]:
+    """Which of the source's images each split holds."""
+    whole = source.origins["train"]
+    drawn = {
+        "test": f"{100 * TEST_FRACTION:g} % of {whole}, the same in every experiment",
+        "validation": f"{100 * fraction:g} % of the training images, drawn by seed {seed}",
+    }
+    missing = drawn.keys() - source.origins.keys()
+    rest = f"what the other splits leave of {whole}" if missing else whole
+    return {**drawn, **source.origins, "train": rest}
 
 
 def measured(train: AnySplit) -> AnySplit:
@@ -113,7 +165,7 @@ def _mean_and_deviation(split: AnySplit) -> tuple[np.ndarray, np.ndarray]:
     return (mean / 255).astype(np.float32), (std / 255).astype(np.float32)
 
 
-def _digits(argument: str, size: int, limit: int) -> tuple[AnySplit, AnySplit]:
+def _digits(argument: str, size: int, limit: int) -> Source:
     """1,797 grey 8 x 8 digits bundled with scikit-learn (UCI optdigits test set, values 0 to 16)."""
     if argument:
         raise UserError(f"data set 'digits' takes no argument, got {argument!r}")
@@ -121,53 +173,12 @@ def _digits(argument: str, size: int, limit: int) -> tuple[AnySplit, AnySplit]:
 
     digits = load_digits()
     images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
-    return split_off_test("digits", Split(images, digits.target.astype(np.int32)))
+    return Source(Split(images, digits.target), origins={"train": "scikit-learn's digits"})
 
 
-def _npz(argument: str, size: int, limit: int) -> tuple[AnySplit, AnySplit]:
-    """A file of arrays train_images, train_labels, test_images, test_labels; or images, labels, to be split."""
-    if not argument:
-        raise UserError("data set 'npz' needs a file: npz:/path/to/file.npz")
-    path = Path(argument).expanduser()
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            _require_memory(path, sum(entry.file_size for entry in file.zip.infolist()), limit)
-            arrays = {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise UserError(f"data set: no file {str(path)!r}") from None
-    except UNREADABLE as error:
-        raise UserError(f"data set: {str(path)!r} is no readable .npz file ({error})") from None
-    if {"images", "labels"} <= set(arrays):
-        return split_off_test(path, _as_split(path, arrays["images"], arrays["labels"]))
-    wanted = ("train_images", "train_labels", "test_images", "test_labels")
-    if missing := [name for name in wanted if name not in arrays]:
-        raise UserError(
-            f"data set: {str(path)!r} lacks {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}"
-        )
-    return _as_split(path, *(arrays[n] for n in wanted[:2])), _as_split(path, *(arrays[n] for n in wanted[2:]))
-
-
-def _require_memory(path: Path, size: int, limit: int) -> None:
-    if size > limit:
-        raise UserError(
-            f"data set: {str(path)!r} takes {size / 2**30:.2g} GiB, wanted {limit / 2**30:.2g} at most: raise "
-            "config.data.memory, or store the images as pictures (folder:DIR), which can be streamed"
-        )
-
-
-def _as_split(path: Path, images: np.ndarray, labels: np.ndarray) -> Split:
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.dtype != np.uint8:
-        raise UserError(f"data set: {str(path)!r}: wanted uint8 images (0 to 255), got {images.dtype}")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"data set: {str(path)!r}: wanted integer labels, got {labels.dtype}")
-    return Split(images, labels.astype(np.int32))
-
-
-SOURCES: dict[str, Callable[[str, int, int], tuple[AnySplit, AnySplit]]] = {
+SOURCES: dict[str, Callable[[str, int, int], Source]] = {
     "digits": _digits,
-    "npz": _npz,
+    "npz": read_npz,
     "folder": read_folder,
     "tfds": prepared.read_prepared,
 }

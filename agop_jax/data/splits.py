@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -11,15 +11,17 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from agop_jax.core import containers
 from agop_jax.core.errors import UserError
 
 TEST_FRACTION = 0.2  # of a source that has no test split of its own
 TEST_SEED = 0  # part of such a data set, not of an experiment: the test images never change
 PIECE = 8  # images that a thread decodes in one go
+VALIDATION_NAMES = ("val", "valid", "validation")  # of a folder, or of arrays
 
 
 class Split(NamedTuple):
-    """Images (n, h, w, c) uint8 and labels (n,) int32, in memory."""
+    """Images (n, h, w, c) uint8 and labels (n,) int32, in memory; a source may have any integers or text as labels."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -33,6 +35,10 @@ class Split(NamedTuple):
         """The rows at these indices, in this order."""
         return Split(self.images[indices], self.labels[indices])
 
+    def relabelled(self, labels: np.ndarray) -> "Split":
+        """The same images with these labels (n,)."""
+        return self._replace(labels=labels)
+
     def load(self, *, progress: bool = False) -> "Split":
         """Itself: it is in memory."""
         return self
@@ -45,7 +51,7 @@ class StoredSplit:
     Attributes:
       read: (h, w, c) uint8, the decoded picture of a row of the source; called by several threads at a time.
       rows: (n,) of the source.
-      labels: (n,) int32.
+      labels: (n,) int32; those of a source may be any integers or text.
       shape: (h, w, c) of an image.
     """
 
@@ -57,6 +63,10 @@ class StoredSplit:
     def take(self, indices: np.ndarray) -> "StoredSplit":
         """The rows at these indices, in this order; nothing is decoded."""
         return dataclasses.replace(self, rows=self.rows[indices], labels=self.labels[indices])
+
+    def relabelled(self, labels: np.ndarray) -> "StoredSplit":
+        """The same images with these labels (n,)."""
+        return dataclasses.replace(self, labels=labels)
 
     def load(self, *, progress: bool = False) -> Split:
         """All of its images, decoded by as many threads as there are cores and some more, which wait for the disk.
@@ -106,6 +116,33 @@ def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
     return shuffled[np.argsort(place[shuffled], kind="stable")]
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a source holds, with the labels as they are there.
+
+    Attributes:
+      train: all images to train on and, where there is no `validation`, to choose by.
+      test, validation: None where the source has none of its own.
+      origins: split -> what the source calls it.
+      unused: what else lies there.
+      class_names: names of the integer labels from 0 on, where the source has any.
+    """
+
+    train: AnySplit
+    test: AnySplit | None = None
+    validation: AnySplit | None = None
+    origins: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+
+
+def only_one(place: str, names: Sequence[str]) -> str | None:
+    """The name of the validation split, if there is one."""
+    if len(names) > 1:
+        raise UserError(f"data set: {place!r} holds {' and '.join(names)}: wanted one validation split")
+    return names[0] if names else None
+
+
 def split_off_test(name: str | Path, whole: AnySplit) -> tuple[AnySplit, AnySplit]:
     """Training and test images of a source that has no test split of its own."""
     check_split(name, "images and labels", whole)
@@ -114,25 +151,25 @@ def split_off_test(name: str | Path, whole: AnySplit) -> tuple[AnySplit, AnySpli
     return whole.take(order[cut:]), whole.take(order[:cut])
 
 
-def check_splits(name: str | Path, train: AnySplit, test: AnySplit) -> None:
+def check_splits(name: str | Path, splits: Mapping[str, AnySplit]) -> None:
     """What training can rely on; anything else is a `UserError`."""
-    for part, split in (("train", train), ("test", test)):
+    for part, split in splits.items():
         check_split(name, part, split)
-    if train.shape != test.shape:
-        shapes = f"{train.shape} and {test.shape}"
-        raise UserError(f"data set {str(name)!r}: wanted training and test images of one shape (h, w, c), got {shapes}")
+        if split.shape != splits["train"].shape:
+            shapes = f"{splits['train'].shape} and {split.shape}"
+            raise UserError(f"data set {str(name)!r}: wanted training and {part} images of one shape, got {shapes}")
 
 
 def check_split(name: str | Path, part: str, split: AnySplit) -> None:
-    """One split by itself: images and as many labels, from 0 on, of two classes or more."""
+    """One split by itself: images and as many labels, of two classes or more."""
     images = split.images.shape if isinstance(split, Split) else (len(split.rows), *split.shape)
     if len(images) != 4 or split.labels.shape != images[:1] or not len(split.labels):
         shapes = f"{images} and {split.labels.shape}"
         raise UserError(f"data set {str(name)!r}, {part}: wanted images (n, h, w, c) and labels (n,), got {shapes}")
-    if split.labels.min() < 0 or len(np.unique(split.labels)) < 2:
-        raise UserError(f"data set {str(name)!r}, {part}: wanted labels from 0 on, of two classes or more")
+    if len(np.unique(split.labels)) < 2:
+        raise UserError(f"data set {str(name)!r}, {part}: wanted labels of two classes or more, got one class")
 
 
-def memory_bytes() -> int:
-    """Of this machine's main memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def memory_bytes() -> int | float:
+    """Of this machine's main memory, or of the container's share where that is less."""
+    return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), containers.limit_bytes())

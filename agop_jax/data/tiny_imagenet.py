@@ -1,11 +1,13 @@
-"""Tiny-ImageNet (Stanford CS231n) for tensorflow-datasets, from the zip file as it is published. No TensorFlow.
+"""Tiny-ImageNet (Stanford CS231n) for tensorflow-datasets, from the published zip file or its tree. No TensorFlow.
 
-The images are read inside the archive, nothing is unpacked. `prepare.py` is the way to run it.
+The images are read inside the archive, or in the folder to which a user has unzipped it; nothing is unpacked here.
+`prepare.py` is the way to run it.
 """
 
+import contextlib
 import io
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,7 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from agop_jax.core.errors import UserError
-from agop_jax.data.images import UNREADABLE
+from agop_jax.data.images import UNREADABLE, upright
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 ARCHIVE = "tiny-imagenet-200.zip"
@@ -53,27 +55,47 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(images) for split, images in self.listing.items()}
 
     def _generate_examples(self, images: list[tuple[str, str]]) -> Iterator[tuple[str, dict[str, Any]]]:
-        with zipfile.ZipFile(self.archive) as file:
+        with opened(self.archive) as (_, read):
             for name, wnid in images:
-                yield name, {"image": io.BytesIO(as_rgb(name, file.read(name))), "label": wnid}
+                yield name, {"image": io.BytesIO(as_rgb(name, read(name))), "label": wnid}
+
+
+@contextlib.contextmanager
+def opened(archive: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
+    """The names in the archive, and what reads the contents of one; the same for the tree that is in it."""
+    if archive.is_dir():
+        paths = {f"{ROOT}/{path.relative_to(archive).as_posix()}": path for path in archive.rglob("*")}
+        yield list(paths), lambda name: paths[name].read_bytes()
+    else:
+        with zipfile.ZipFile(archive) as file:
+            yield file.namelist(), file.read
+
+
+def is_tree(folder: Path) -> bool:
+    """Whether it is the folder 'tiny-imagenet-200', under whatever name."""
+    return (folder / "train").is_dir() and (folder / "val").is_dir()
 
 
 def read_listing(archive: Path) -> Listing:
     """Which images the archive holds, by split, after a check of all its names.
 
+    Args:
+      archive: the zip file, or the folder 'tiny-imagenet-200' that is in it.
+
     Raises:
       UserError: no archive, a truncated one, one of another layout, or one with a name that points out of it.
     """
     try:
-        with zipfile.ZipFile(archive) as file:
-            names = file.namelist()
+        with opened(archive) as (names, read):
             _require_inside(archive, names)
-            annotations = file.read(f"{ROOT}/val/val_annotations.txt").decode()
+            annotations = read(f"{ROOT}/val/val_annotations.txt").decode()
     except UserError:
         raise
     except FileNotFoundError:
         raise UserError(f"no file {str(archive)!r}: download it from {URL}") from None
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except OSError as error:
+        raise UserError(f"{str(archive)!r} cannot be read ({error}): make it readable") from None
+    except (zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{str(archive)!r} is no whole zip file ({error}): download it again from {URL}") from None
     except (KeyError, ValueError) as error:
         raise _layout(archive, str(error)) from None
@@ -99,7 +121,7 @@ def as_rgb(name: str, data: bytes) -> bytes:
             if image.mode == "RGB":
                 return data
             converted = io.BytesIO()
-            image.convert("RGB").save(converted, "PNG")
+            upright(image).convert("RGB").save(converted, "PNG")  # which keeps no EXIF data
             return converted.getvalue()
     except UserError:
         raise

@@ -49,6 +49,7 @@ def experiment_config() -> ml_collections.ConfigDict:
     config.ansatz.resamples = 100  # bootstrap samples for the interval of the best-fitting power
 
     config.pictures = ml_collections.ConfigDict()
+    config.pictures.enabled = True  # whether the donor's features are drawn
     config.pictures.image = ""  # PNG or JPEG to be seen through the donor's layers; empty: its first test image
     config.pictures.layers = ".*"  # regular expression: through which convolutions
 

@@ -49,8 +49,9 @@ def run(config: Any, directory: str | Path) -> str:
     methods, stages = check_names(config), check_stages(config.stages)
     recipient_data = load_data(config, config.data.name)
     donor_data = donor_dataset(config, recipient_data)
+    gallery.check_picture(config, donor_data)
     with workdir.locked(path), stoppable():
-        workdir.claim(path, config.to_dict(), describe(recipient_data))
+        workdir.claim(path, config.to_dict(), describe(recipient_data, donor_data))
         donors = make_donors(config, donor_data, path, stages, methods)
         if donors:
             require_room(donors["trained"].features, config.recipients.layers)
@@ -74,7 +75,7 @@ def check_names(config: Any) -> list[Method]:
     if config.features.method not in METHODS:
         raise unknown_name("method", config.features.method, METHODS)
     output_function(config.features.outputs)
-    if config.pictures.image:
+    if config.pictures.enabled and config.pictures.image:
         gallery.read_picture(config.pictures.image)
     return [get_method(init) for init in config.recipients.inits]
 
@@ -102,17 +103,34 @@ def donor_dataset(config: Any, recipient_data: Dataset) -> Dataset:
     return recipient_data if name == config.data.name else load_data(config, name)
 
 
-def describe(dataset: Dataset) -> dict[str, Any]:
-    """What the work directory keeps of a data set: its constants are computed from `measured` training images."""
+def describe(dataset: Dataset, donor_data: Dataset | None = None) -> dict[str, Any]:
+    """What the work directory keeps of a data set: its constants are computed from `measured` training images.
+
+    Args:
+      dataset: of the recipients.
+      donor_data: of the donor, kept as far as the page names it where it is another.
+    """
+    donor = {} if donor_data is None or donor_data is dataset else {"donor": _contents(donor_data)}
     return {
-        "name": dataset.name,
-        "images": {name: len(getattr(dataset, name).labels) for name in ("train", "validation", "test")},
+        **_contents(dataset),
         "shape": list(dataset.train.shape),
-        "num_classes": dataset.num_classes,
         "mean": dataset.mean.tolist(),
         "std": dataset.std.tolist(),
         "measured": len(measured(dataset.train).labels),
         "streamed": isinstance(dataset.train, StoredSplit),
+        **donor,
+    }
+
+
+def _contents(dataset: Dataset) -> dict[str, Any]:
+    """Which images and classes a data set holds."""
+    return {
+        "name": dataset.name,
+        "images": {name: len(getattr(dataset, name).labels) for name in ("train", "validation", "test")},
+        "num_classes": dataset.num_classes,
+        "classes": list(dataset.classes),
+        "origins": dict(dataset.origins),
+        "unused": list(dataset.unused),
     }
 
 

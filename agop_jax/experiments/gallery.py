@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.image
 import numpy as np
+from absl import logging
 from flax.errors import FlaxError
 
 from agop_jax.analysis import transforms
@@ -17,10 +17,12 @@ from agop_jax.analysis.ansatz import ansatz_report
 from agop_jax.core import files, trees
 from agop_jax.core.errors import UserError
 from agop_jax.data import Dataset
+from agop_jax.data.images import read_photograph
 from agop_jax.experiments.donors import DonorNetwork
 from agop_jax.experiments.workdir import ANSATZ, GALLERY
 from agop_jax.models.pretrained import Pretrained
 from agop_jax.results import feature_figures, figures
+from agop_jax.training.resumable import Stopped
 
 SHOWN = 5  # layers of one picture, spread evenly over the network
 
@@ -58,31 +60,64 @@ def write_ansatz(
 
 
 def read_picture(file: str) -> np.ndarray:
-    """A PNG or JPEG file as uint8 (h, w, 3), without transparency."""
+    """A picture file of 8 or 16 bits a channel as uint8 (h, w, 3), upright and without transparency."""
     try:
-        picture = matplotlib.image.imread(Path(file).expanduser())
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"pictures.image: {file!r} is no readable picture ({error})") from None
-    picture = picture if picture.dtype == np.uint8 else np.round(255 * picture).astype(np.uint8)
-    picture = picture if picture.ndim == 3 else picture[..., None]
-    return picture[..., :3] if picture.shape[-1] >= 3 else np.repeat(picture[..., :1], 3, axis=-1)
+        return read_photograph(file)
+    except UserError as error:
+        raise UserError(f"pictures.image: {error}") from None
+
+
+def check_picture(config: Any, donor_data: Dataset) -> None:
+    """Refuses `pictures.image`, which has one channel or three, for a donor that takes another number."""
+    channels = donor_data.train.shape[-1]
+    if config.pictures.enabled and config.pictures.image and channels not in (1, 3):
+        raise UserError(
+            f"pictures.image: the donor takes images of {channels} channels, {config.pictures.image!r} is a picture in "
+            "grey or RGB: leave it empty, to see the donor's first test image"
+        )
 
 
 def write_gallery(path: Path, config: Any, donor: DonorNetwork, dataset: Dataset) -> None:
     """`figures/donor_*` and `gallery.json`, which names them with their captions; unless it is there for this picture.
 
-    Raises:
-      UserError: a picture that the network does not take, or a regular expression that matches no convolution.
+    An experiment does not depend on its pictures: what goes wrong with them is logged and noted in `gallery.json`.
     """
-    wanted = config.pictures.to_dict()
-    if (path / GALLERY).exists() and files.read_json(path / GALLERY)["pictures"] == wanted:
+    wanted = {name: config.pictures[name] for name in ("image", "layers")}
+    if not config.pictures.enabled or _is_drawn(path, wanted):
         return
-    channels = len(donor.pipeline.mean)
-    picture = read_picture(wanted["image"]) if wanted["image"] else dataset.test.take(np.arange(1)).load().images[0]
-    if channels == 1 and picture.shape[-1] == 3:
-        picture = picture.mean(-1, keepdims=True).astype(np.uint8)
-    entries = [_save(path, *drawn) for drawn in _drawn(donor, picture, wanted["layers"])]
-    files.atomic_write_text(path / GALLERY, json.dumps({"pictures": wanted, "entries": entries}, indent=1))
+    try:
+        drawn = _drawn(donor, _picture(wanted["image"], donor, dataset), wanted["layers"])
+        contents = {"entries": [_save(path, *figure) for figure in drawn]}
+    except Stopped:
+        raise
+    except Exception as error:
+        note = f"There are no pictures of the donor's features: {_first_line(error)}"
+        logging.warning("%s", note)
+        logging.debug("what went wrong with the pictures", exc_info=True)
+        contents = {"entries": [], "note": note}
+    files.atomic_write_text(path / GALLERY, json.dumps({"pictures": wanted, **contents}, indent=1))
+
+
+def _is_drawn(path: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether the gallery is that of this picture, and whole."""
+    try:
+        gallery = files.read_json(path / GALLERY) if (path / GALLERY).exists() else {}
+    except UserError:  # damaged: drawn anew
+        return False
+    before = gallery.get("pictures", {})
+    return "note" not in gallery and all(before.get(name) == value for name, value in wanted.items())
+
+
+def _picture(file: str, donor: DonorNetwork, dataset: Dataset) -> np.ndarray:
+    """The picture (h, w, channels) that is seen through the donor's layers."""
+    if not file:
+        return dataset.test.take(np.arange(1)).load().images[0]
+    picture = read_picture(file)
+    return picture.mean(-1, keepdims=True).astype(np.uint8) if len(donor.pipeline.mean) == 1 else picture
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _drawn(donor: DonorNetwork, picture: np.ndarray, layers: str) -> list[tuple[str, figures.Figure, str, str]]:

@@ -30,6 +30,7 @@ EXTENDABLE = (
     "question",
     "stages",
     "save_every",
+    "pictures.enabled",
     "pictures.image",
     "pictures.layers",
     "recipients.devices",
@@ -112,7 +113,8 @@ def _changed_data(workdir: Path, data: Mapping[str, Any]) -> list[str]:
     if not path.exists():
         return []
     before = read_json(path)
-    changed = [name for name in data if name != "streamed" and not _alike(before.get(name), data[name])]
+    compared = before.keys() & data.keys() - {"streamed", "unused"}  # an older version has kept less
+    changed = [name for name in data if name in compared and not _alike(before[name], data[name])]
     if changed and _has_results(workdir, "data"):
         what = ", ".join(f"{name} (was {before.get(name)}, now {data[name]})" for name in changed)
         raise UserError(
@@ -124,7 +126,7 @@ def _changed_data(workdir: Path, data: Mapping[str, Any]) -> list[str]:
 
 def _alike(before: Any, now: Any) -> bool:
     """Constants of a data set may differ in their last digits between machines."""
-    if isinstance(now, list):
+    if isinstance(now, list) and all(isinstance(value, (int, float)) for value in now):
         return before is not None and len(before) == len(now) and bool(np.allclose(before, now, rtol=1e-6))
     return before == now
 

@@ -1,25 +1,32 @@
 """Donors that were trained elsewhere: `load_pretrained('vgg11', 'hub:timm/vgg11.tv_in1k')`."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from agop_jax.core import arrays
 from agop_jax.core.errors import UserError, unknown_name
-from agop_jax.core.files import UNREADABLE
+from agop_jax.core.files import UNREADABLE, unreadable_reason
 from agop_jax.core.types import Variables
 from agop_jax.models import registry
-from agop_jax.models.torch_names import from_state_dict
+from agop_jax.models.normalisation import Numbers, Stated, normalisation, stated_in
+from agop_jax.models.torch_names import from_state_dict, not_floating
 
-# of ImageNet's training images, in units of pixel / 255: what torchvision, timm and most others normalise with
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HUB_TIMEOUT = 5  # seconds
+
+
+class Loaded(NamedTuple):
+    """A network from a source, and what the source states of its normalisation."""
+
+    model: nn.Module
+    variables: Variables
+    stated: Stated = Stated()
 
 
 class Pretrained(NamedTuple):
@@ -36,8 +43,8 @@ def load_pretrained(
     source: str,
     *,
     num_classes: int | None = None,
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
+    mean: Numbers = (),
+    std: Numbers = (),
     **fields: Any,
 ) -> Pretrained:
     """A network with trained weights.
@@ -47,28 +54,25 @@ def load_pretrained(
       source: 'orbax:DIR' (the directory `donor` of an experiment), 'npz:FILE' or 'safetensors:FILE' (a PyTorch state
         dict with the names of torchvision or timm) or 'hub:OWNER/NAME' (such a file on the Hugging Face hub).
       num_classes: what is wanted; None for whatever the source has.
-      mean, std: how the network's images are normalised; empty for what the source says, or ImageNet's constants
-        where it says nothing.
+      mean, std: how the network's images are normalised, in units of pixel / 255; empty for what the source says, or
+        ImageNet's constants where it says nothing.
       **fields: of the network, such as `width`; what the source tells by itself (classes, head, stem) comes from there.
 
     Raises:
-      UserError: unknown name or source, an unreadable file, a tensor that is missing, too much or of another shape,
-        another number of classes.
+      UserError: unknown name or source, an unreadable file, a tensor that is missing, too much, quantised or of another
+        shape, constants in other units or of which only one is stated, another number of classes.
     """
     kind, _, argument = source.partition(":")
     if kind not in SOURCES:
         raise unknown_name("donor source", kind, SOURCES)
     if not argument:
         raise UserError(f"donor source {source!r}: wanted {kind}:NAME")
-    loaded = SOURCES[kind](name, argument, fields)
-    loaded = loaded._replace(mean=tuple(mean) or loaded.mean, std=tuple(std) or loaded.std)
-    channels = loaded.variables["params"]["Conv_0"]["kernel"].shape[2]  # the first layer of every model here
-    if not len(loaded.mean) == len(loaded.std) == channels:
-        found = f"{len(loaded.mean)} and {len(loaded.std)}"
-        raise UserError(f"donor {source!r}: wanted a mean and std for each of its {channels} channels, got {found}")
-    if num_classes not in (None, loaded.model.num_classes):
-        raise UserError(f"donor {source!r} has {loaded.model.num_classes} classes, wanted {num_classes}")
-    return loaded
+    model, variables, stated = SOURCES[kind](name, argument, fields)
+    channels = variables["params"]["Conv_0"]["kernel"].shape[2]  # the first layer of every model here
+    constants = normalisation(repr(source), channels, stated, mean, std)
+    if num_classes not in (None, model.num_classes):
+        raise UserError(f"donor {source!r} has {model.num_classes} classes, wanted {num_classes}")
+    return Pretrained(model, variables, *constants)
 
 
 def save_pretrained(path: str | Path, network: Pretrained, metadata: Mapping[str, Any]) -> None:
@@ -77,48 +81,64 @@ def save_pretrained(path: str | Path, network: Pretrained, metadata: Mapping[str
     arrays.save_arrays(path, network.variables, {**metadata, **about})
 
 
-def _orbax(name: str, path: str, fields: Mapping[str, Any]) -> Pretrained:
+def _orbax(name: str, path: str, fields: Mapping[str, Any]) -> Loaded:
     variables, about = arrays.load_arrays(path)
     if not {"model", "mean", "std"} <= set(about):
         raise UserError(f"{path!r} does not say which network it holds: wanted what an experiment leaves in 'donor'")
     if about["model"]["name"] != name:
         raise UserError(f"{path!r} holds a {about['model']['name']!r}, wanted {name!r}")
     model = {key: tuple(value) if isinstance(value, list) else value for key, value in about["model"].items()}
-    return Pretrained(registry.create(**model), variables, tuple(about["mean"]), tuple(about["std"]))
+    return Loaded(registry.create(**model), variables, Stated(about["mean"], about["std"]))
 
 
-def _npz(name: str, path: str, fields: Mapping[str, Any]) -> Pretrained:
+def _npz(name: str, path: str, fields: Mapping[str, Any]) -> Loaded:
     file = Path(path).expanduser()
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            state = {tensor: arrays[tensor] for tensor in arrays.files}
+            state = {tensor: _bfloat16(arrays[tensor]) for tensor in arrays.files}
     except FileNotFoundError:
         raise UserError(f"donor: no file {str(file)!r}") from None
     except UNREADABLE as error:
-        raise UserError(f"donor: {str(file)!r} is no readable .npz file ({error})") from None
-    return _of_state(name, state, str(file), fields)
+        raise UserError(f"donor: {str(file)!r} is no readable .npz file ({unreadable_reason(error)})") from None
+    return Loaded(*from_state_dict(name, state, repr(str(file)), **fields))
 
 
-def _safetensors(name: str, path: str, fields: Mapping[str, Any]) -> Pretrained:
+def _bfloat16(array: np.ndarray) -> np.ndarray:
+    """NumPy stores bfloat16, the one number of two bytes that it does not know, as two bytes without a type."""
+    return array.view(jnp.dtype("bfloat16")) if array.dtype == np.dtype("V2") else array
+
+
+def _safetensors(name: str, path: str, fields: Mapping[str, Any]) -> Loaded:
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"donor: no file {str(file)!r}")
     try:
-        state = load_file(file)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:  # the last three: a type NumPy lacks
-        raise UserError(f"donor: {str(file)!r} is no readable .safetensors file ({error})") from None
-    return _of_state(name, state, str(file), fields)
+        with safe_open(file, framework="np") as opened:
+            state = {tensor: _tensor(opened, tensor, repr(str(file))) for tensor in opened.keys()}  # noqa: SIM118
+    except UserError:
+        raise
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"donor: {str(file)!r} is no readable .safetensors file ({_line(error)})") from None
+    return Loaded(*from_state_dict(name, state, repr(str(file)), **fields))
 
 
-def _hub(name: str, repository: str, fields: Mapping[str, Any]) -> Pretrained:
+def _tensor(opened: Any, tensor: str, where: str) -> np.ndarray:
+    """Of an open file, if its type is one that NumPy or JAX knows; those of 8 bits and fewer are not among them."""
+    try:
+        return opened.get_tensor(tensor)
+    except (AttributeError, KeyError, TypeError):
+        raise not_floating(where, tensor, opened.get_slice(tensor).get_dtype()) from None
+
+
+def _hub(name: str, repository: str, fields: Mapping[str, Any]) -> Loaded:
     """`model.safetensors` with the normalisation that timm keeps beside it in `config.json`."""
     file, config = (_fetch(repository, file) for file in ("model.safetensors", "config.json"))
-    loaded = _safetensors(name, file, fields)
+    loaded, where = _safetensors(name, file, fields), repr(f"hub:{repository}")
     try:
-        about = json.loads(Path(config).read_text()).get("pretrained_cfg", {})
-    except ValueError as error:
-        raise UserError(f"donor 'hub:{repository}': {config!r} is no readable JSON file ({error})") from None
-    return loaded._replace(mean=tuple(about.get("mean", IMAGENET_MEAN)), std=tuple(about.get("std", IMAGENET_STD)))
+        about = json.loads(Path(config).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"donor {where}: {config!r} is no readable JSON file ({_line(error)})") from None
+    return loaded._replace(stated=stated_in(about, where))
 
 
 def _fetch(repository: str, file: str) -> str:
@@ -148,11 +168,7 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _of_state(name: str, state: Mapping[str, np.ndarray], where: str, fields: Mapping[str, Any]) -> Pretrained:
-    return Pretrained(*from_state_dict(name, state, repr(where), **fields), IMAGENET_MEAN, IMAGENET_STD)
-
-
-SOURCES: dict[str, Callable[[str, str, Mapping[str, Any]], Pretrained]] = {
+SOURCES: dict[str, Callable[[str, str, Mapping[str, Any]], Loaded]] = {
     "orbax": _orbax,
     "npz": _npz,
     "safetensors": _safetensors,

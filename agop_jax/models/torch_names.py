@@ -5,6 +5,7 @@ PyTorch keeps kernels as (cout, cin, kh, kw), Flax as (kh, kw, cin, cout); PyTor
 (h, w, c), so that the first Dense layer after a map needs its rows in another order.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -61,11 +62,12 @@ def from_state_dict(name: str, state: State, where: str, **fields: Any) -> tuple
       **fields: of the network; what the state dict tells by itself (classes, kind of head or stem) comes from there.
 
     Raises:
-      UserError: a tensor is missing, is not of this network, or has another shape.
+      UserError: a tensor is missing, is not of this network, is quantised, or has another shape.
     """
-    create(name, 1, **fields)  # says what is wrong with the name or the fields
+    blank = create(name, 1, **fields)  # says what is wrong with the name or the fields
     family = _family(name)
-    files_name = {_canonical(tensor, family): tensor for tensor in state if not tensor.endswith(COUNTER)}
+    first_layer, *_ = family.names(blank).values()
+    files_name = _by_our_names(state, family, f"{first_layer}.weight", where)
     state = {tensor: np.asarray(state[file]) for tensor, file in files_name.items()}
     fields = {**fields, **family.fields(state)}
     *_, head = names = list(family.names(create(name, 1, **fields)).values())
@@ -75,13 +77,8 @@ def from_state_dict(name: str, state: State, where: str, **fields: Any) -> tuple
     model = create(name, len(np.atleast_1d(state[f"{head}.weight"])), **fields)
     leaves = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, channels)))
     wanted = {_tensor(path, family.names(model)): (path, leaf.shape) for path, leaf in trees.flatten(leaves).items()}
-    _require(wanted, state, name, where)
-    if extra := [files_name[tensor] for tensor in state if tensor not in wanted]:
-        raise UserError(f"{where} holds the tensor {_some(extra)}, which model {name!r} does not have")
-    for tensor, (_, shape) in wanted.items():
-        found, shapes = state[tensor].shape, _shapes(shape, _side(tensor, family))
-        if found not in shapes:
-            raise UserError(f"{where}: tensor {files_name[tensor]!r}: model {name!r} wants {shapes[0]}, got {found}")
+    shapes = {tensor: _shapes(shape, _side(tensor, family)) for tensor, (_, shape) in wanted.items()}
+    _check(state, shapes, files_name, name, where)
     flat = {path: _convert(state[tensor], shape, _side(tensor, family)) for tensor, (path, shape) in wanted.items()}
     return model, trees.unflatten(flat)
 
@@ -92,6 +89,49 @@ def _family(name: str) -> Family:
         known = ", ".join(sorted(known for known, model in MODELS.items() if model.func in FAMILIES))
         raise UserError(f"model {name!r} has no PyTorch names: load it from 'orbax:DIR'. With names: {known}.")
     return FAMILIES[kind]
+
+
+def _check(
+    state: State, shapes: Mapping[str, list[tuple[int, ...]]], files_name: Mapping[str, str], name: str, where: str
+) -> None:
+    """All tensors of a model are there, and no others, with numbers and shapes as it wants them."""
+    _require(shapes, state, name, where)
+    for tensor in shapes:
+        dtype = state[tensor].dtype
+        if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 2:
+            raise not_floating(where, files_name[tensor], str(dtype))
+    if extra := [files_name[tensor] for tensor in state if tensor not in shapes]:
+        raise UserError(f"{where} holds the tensor {_some(extra)}, which model {name!r} does not have")
+    for tensor, possible in shapes.items():
+        if (got := state[tensor].shape) not in possible:
+            raise UserError(f"{where}: tensor {files_name[tensor]!r}: model {name!r} wants {possible[0]}, got {got}")
+
+
+def not_floating(where: str, tensor: str, dtype: str) -> UserError:
+    """Quantised weights mean nothing without their scales."""
+    return UserError(
+        f"{where}: tensor {tensor!r} is of type {dtype}, wanted floating point of 16 bits or more: store its "
+        "unquantised values"
+    )
+
+
+def _by_our_names(state: State, family: Family, first: str, where: str) -> dict[str, str]:
+    """Our name of each tensor -> the file's; a prefix that all of the file's share is left out.
+
+    DataParallel puts 'module.' there, torch.compile '_orig_mod.', Lightning and others the name of a field.
+    """
+    tensors = [tensor for tensor in state if not tensor.endswith(COUNTER)]
+    known = any(_canonical(tensor, family) == first for tensor in tensors)
+    layers = [tensor.split(".")[:-1] for tensor in tensors]
+    shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*layers, strict=False))
+    prefix = "" if known else "".join(f"{parts[0]}." for parts in shared)
+    names: dict[str, str] = {}
+    for tensor in tensors:
+        name = _canonical(tensor.removeprefix(prefix), family)
+        if name in names:
+            raise UserError(f"{where} holds {names[name]!r} and {tensor!r}, which are one tensor of the model")
+        names[name] = tensor
+    return names
 
 
 def _canonical(tensor: str, family: Family) -> str:

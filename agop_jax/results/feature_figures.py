@@ -80,9 +80,12 @@ def filter_patches(kernels: Mapping[str, np.ndarray]) -> Figure:
 
 @matplotlib.rc_context(IMAGE_STYLE)
 def transform_grid(picture: np.ndarray, transforms: Mapping[str, np.ndarray], columns: int = 3) -> Figure:
-    """A picture (h, w, 3) or (h, w, 1) beside what layers make of it, (h, w) each: bright is large."""
+    """A picture (h, w, channels) beside what layers make of it, (h, w) each: bright is large.
+
+    One channel is shown in grey, three in colour; of any other number the first, middle and last, in grey each.
+    """
     picture = np.asarray(picture)
-    shown = {"picture": picture[..., 0] if picture.shape[-1] == 1 else picture, **transforms}
+    shown = {**_visible(picture), **transforms}
     columns = min(columns, len(shown))
     rows = math.ceil(len(shown) / columns)
     height = WIDTH / columns * picture.shape[0] / picture.shape[1] + 0.25
@@ -93,6 +96,15 @@ def transform_grid(picture: np.ndarray, transforms: Mapping[str, np.ndarray], co
     for axes, (title, image) in zip(grid, shown.items(), strict=False):
         _show(axes, np.asarray(image), title)
     return figure
+
+
+def _visible(picture: np.ndarray) -> dict[str, np.ndarray]:
+    """What can be shown of a picture, by title."""
+    channels = picture.shape[-1]
+    if channels in (1, 3):
+        return {"picture": picture[..., 0] if channels == 1 else picture}
+    chosen = sorted({0, channels // 2, channels - 1})
+    return {f"channel {channel}": picture[..., channel] for channel in chosen}
 
 
 def _show(axes: Axes, image: np.ndarray, title: str = "") -> None:

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from agop_jax.core import files
 from agop_jax.core.files import Row
 from agop_jax.results import pictures, summary, tables
+from agop_jax.results.data_words import data_words
 from agop_jax.results.pictures import Picture
 from agop_jax.results.summary import BASELINE, Summary
 from agop_jax.results.tables import Work
@@ -78,6 +79,8 @@ def _page(work: Work, lines: Sequence[Summary], descriptions: Mapping[str, str],
         ansatz=pictures.ansatz(work),
         ansatz_words=pictures.ansatz_words(work.ansatz),
         gallery=pictures.gallery(work),
+        gallery_note=pictures.gallery_note(work),
+        data=data_words(work.path),
         donor_accuracy=work.donor.get("test_accuracy"),
         filters=pictures.filters(work, lines),
         rates=rates,

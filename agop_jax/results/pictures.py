@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agop_jax.core.files import Row, read_text
+from agop_jax.core.files import Row, read_json, read_text
 from agop_jax.results import feature_figures, figures, summary
 from agop_jax.results.summary import BASELINE, Summary
 from agop_jax.results.tables import Work
@@ -94,6 +94,12 @@ def gallery(work: Work) -> list[Picture]:
         svg = read_text(work.path / "figures" / f"{entry['name']}.svg")
         found.append(Picture(_data_uri(svg.encode()), entry["caption"], entry["alt"], entry["width"], photo=True))
     return found
+
+
+def gallery_note(work: Work) -> str:
+    """Why there is no picture of the donor, or nothing."""
+    file = work.path / "gallery.json"
+    return str(read_json(file).get("note", "")) if file.exists() else ""
 
 
 def ansatz_words(rows: Sequence[Row]) -> list[tuple[str, str]]:

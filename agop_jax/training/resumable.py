@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from agop_jax.core import hosts
+from agop_jax.core.arrays import plain_path
 from agop_jax.core.errors import UserError
 from agop_jax.training.device_data import DeviceData
 from agop_jax.training.loop import Run, Trainer, TrainState, train
@@ -152,7 +153,8 @@ class _Checkpoints:
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)  # two, so that one is always whole
-        manager = ocp.CheckpointManager(self.directory, options=options)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        manager = ocp.CheckpointManager(self._stack.enter_context(plain_path(self.directory)), options=options)
         self._stack.callback(self._close)
         return manager
 

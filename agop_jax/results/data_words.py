@@ -1,0 +1,32 @@
+"""Which images an experiment used, in words, from the work directory's `data.json`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agop_jax.core.files import read_json
+
+SHOWN = 12  # names of a longer list
+SPLITS = ("train", "validation", "test")
+
+
+def data_words(path: Path) -> list[tuple[str, str]]:
+    """(a few words that lead in, the rest) for each line; none where an older version has written nothing of this."""
+    file = path / "data.json"
+    data = read_json(file) if file.exists() else {}
+    if not data.get("origins"):
+        return []
+    donor = _words(donor, "The donor's data") if (donor := data.get("donor")) else []
+    return _words(data, "Data") + donor
+
+
+def _words(data: Mapping[str, Any], lead: str) -> list[tuple[str, str]]:
+    classes = f"{data['name']}, {data['num_classes']} classes: {_listed(data['classes'])}"
+    images = "; ".join(f"{split}: {data['images'][split]}, {data['origins'][split]}" for split in SPLITS)
+    unused = [("Not used", _listed(data["unused"]))] if data.get("unused") else []
+    return [(lead, classes), ("Images", images), *unused]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(map(str, names[:SHOWN])) + more
