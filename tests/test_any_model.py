@@ -33,7 +33,7 @@ def agops(case, method, dtype):
     model, variables, inputs = case
     if variables is None:
         network = open_network(model)
-        model = network.rebuild(typed(network.params, dtype))
+        model = network.rebuild(typed(network.params, dtype), network.others)
     features = agop_jax.extract(model, typed(variables, dtype), inputs.astype(dtype), method=method, progress=False)
     return {path: np.asarray(layer.agop.dense(), np.float64) for path, layer in features.items()}
 

@@ -29,6 +29,7 @@ from agop_jax.features.layer import LayerFeatures
 
 POWERS = (0.5, 1.0)
 CANDIDATES = np.geomspace(1 / 16, 4, 418)  # for the best-fitting power: steps of 1 %
+EXTRACTION = ("outputs", "labels", "apply_kwargs")
 ROUNDING = np.finfo(np.float32).eps  # of S, relative to its largest eigenvalue
 
 
@@ -93,6 +94,10 @@ def ansatz_report(
     """
     if not powers or min(powers) <= 0:
         raise UserError(f"powers: wanted one or more above 0, got {tuple(powers)}")
+    if unknown := extraction.keys() - EXTRACTION:
+        raise UserError(
+            f"ansatz_report: takes {', '.join(EXTRACTION)} for extraction, which is exact, got {', '.join(unknown)}"
+        )
     extractor = Extractor(model, variables, images, batch_size=batch_size, **extraction)
     parts = extractor.batches(variables)
     start = _untrained(model, images, seed, extraction) if init_variables is None else init_variables

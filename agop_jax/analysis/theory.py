@@ -107,7 +107,7 @@ def descend(
     settings = (loss, steps, rate, momentum, weight_decay)
     run = _RUNS.get(network, settings, lambda: jax.jit(partial(_descend, network.apply, rule, loss, steps)))
     params, losses = run(network.params, network.others, inputs, targets)
-    return network.rebuild(params), losses
+    return network.rebuild(params, network.others), losses
 
 
 def _descend(apply: Any, rule: Any, loss: Loss, steps: int, params: Any, others: Any, inputs: Any, targets: Any) -> Any:

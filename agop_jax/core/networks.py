@@ -37,7 +37,7 @@ class Network(NamedTuple):
       apply: (params, others, inputs) -> outputs; pure, and traced as often as need be.
       params: what is trained, a pytree of arrays.
       others: statistics, random states and the like, a pytree of arrays.
-      rebuild: params -> what the caller's kind of model keeps parameters in.
+      rebuild: (params, others) -> what the caller's kind of model keeps them in.
       owner: the object that compiled functions of this network belong to.
       key: what tells two networks of one owner apart, or None if that cannot be told.
     """
@@ -45,7 +45,7 @@ class Network(NamedTuple):
     apply: Callable[[Any, Any, Any], Any]
     params: Any
     others: Any
-    rebuild: Callable[[Any], Any]
+    rebuild: Callable[[Any, Any], Any]
     owner: Any
     key: Hashable
 
@@ -53,6 +53,11 @@ class Network(NamedTuple):
     def paths(self) -> list[str]:
         """Of the leaves of `params`, parts joined by '/'."""
         return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(self.params)]
+
+    @property
+    def other_paths(self) -> list[str]:
+        """Of the leaves of `others`."""
+        return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(self.others)]
 
     def with_variables(self, variables: Any) -> tuple[Any, Any]:
         """Parameters and others of other variables of this model, in the types of its own."""
@@ -96,7 +101,12 @@ def open_network(
         raise UserError("model: a function f(params, inputs) needs its parameters as the second argument, got None")
     owned = weakly(model)
     return Network(
-        lambda params, _, inputs: owned()(params, inputs, **kwargs), variables, (), lambda params: params, model, key
+        lambda params, _, inputs: owned()(params, inputs, **kwargs),
+        variables,
+        (),
+        lambda params, _: params,
+        model,
+        key,
     )
 
 
@@ -121,7 +131,8 @@ def _linen(model: nn.Module, variables: Any, training: bool, kwargs: dict[str, A
                 ) from error
         return own.apply(state, inputs, mutable=list(others), rngs={"dropout": jax.random.key(0)}, **options)[0]
 
-    return Network(apply, variables["params"], others, lambda params: {**variables, "params": params}, model, key)
+    rebuild = lambda params, others: {**variables, **others, "params": params}
+    return Network(apply, variables["params"], others, rebuild, model, key)
 
 
 def _nnx(model: nnx.Module, variables: Any, training: bool, kwargs: dict[str, Any], key: Hashable) -> Network:
@@ -139,7 +150,7 @@ def _nnx(model: nnx.Module, variables: Any, training: bool, kwargs: dict[str, An
         return own(inputs, **options)
 
     key = None if key is None else _joined(key, graph)
-    return Network(apply, params, others, lambda params: nnx.merge(graph, params, others), model, key)
+    return Network(apply, params, others, lambda params, others: nnx.merge(graph, params, others), model, key)
 
 
 def _equinox(equinox: Any, model: Any, variables: Any, kwargs: dict[str, Any], key: Hashable) -> Network:
@@ -152,7 +163,7 @@ def _equinox(equinox: Any, model: Any, variables: Any, kwargs: dict[str, Any], k
         own = equinox.combine(params, others, static)
         return jax.vmap(lambda example: own(example, **kwargs))(inputs)
 
-    return Network(apply, params, others, lambda params: equinox.combine(params, model), model, key)
+    return Network(apply, params, others, lambda params, others: equinox.combine(params, others, model), model, key)
 
 
 def switches_of(call: Callable[..., Any]) -> dict[str, bool]:

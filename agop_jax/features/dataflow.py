@@ -13,11 +13,13 @@ from typing import Any
 from jax.extend import core
 
 from agop_jax.core.errors import UserError
+from agop_jax.features.channels import Segments, segments_of
 from agop_jax.features.sites import CONVOLUTION, PRODUCTS, Site
 
 SUMS = {"add", "add_any", "sub"}
 # after these a product is still the same numbers in another order or type
 LAYOUTS = {"reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "convert_element_type", "copy"}
+CHANNELWISE = {"add", "add_any", "sub", "mul", "div", "max", "min"}
 SAME_ORDER = {"reshape", "convert_element_type", "copy"}
 LOOPS = {"while": "lax.while_loop or fori_loop", "cond": "lax.cond or switch"}
 CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
@@ -34,7 +36,9 @@ class Origin:
       recipe: of a value of parameters alone, a number for how it was made: two values of one recipe are the same.
       shape: of the parameter that it is, possibly in another type, or with all axes but the last flattened.
       stack: scans, counted from outside, whose steps slice it.
+      others: indices of the other variables in it, such as statistics.
       layers: products whose output channels it carries; the next product ends them.
+      segments: which channels lie along its last axis; () of what holds no inputs, None where that is not known.
       product: the product that it is, rearranged at most.
     """
 
@@ -44,7 +48,9 @@ class Origin:
     recipe: int = 0
     shape: tuple[int, ...] | None = None
     stack: frozenset[int] = frozenset()
+    others: frozenset[int] = frozenset()
     layers: frozenset[str] = frozenset()
+    segments: Segments | None = ()
     product: str | None = None
 
     @property
@@ -54,7 +60,6 @@ class Origin:
 
 
 NOTHING = Origin()
-INPUTS = Origin(inputs=True)
 
 
 @dataclass
@@ -71,6 +76,9 @@ class Dataflow:
       uses: the primitives in which a parameter meets the inputs without being a layer.
       stacks: the fewest scans that slice a parameter where it meets the inputs.
       closed_over: shapes of closed-over arrays that data is multiplied with.
+      channels: of each site, the segments along the channels of its input; None where they are not known.
+      companions: what works on the channels of one product alone, such as a normalisation: {(kind, index): place} with
+        the kinds 'params' and 'others'.
     """
 
     sizes: Sequence[int]
@@ -83,6 +91,8 @@ class Dataflow:
     uses: dict[int, set[str]] = field(default_factory=dict)
     stacks: dict[int, int] = field(default_factory=dict)
     closed_over: set[tuple[int, ...]] = field(default_factory=set)
+    channels: dict[str, Segments | None] = field(default_factory=dict)
+    companions: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def follow(self, jaxpr: core.Jaxpr, arguments: Sequence[Origin], scope: str = "", depth: int = 0) -> list[Origin]:
         """Origins of the results of a jaxpr."""
@@ -108,10 +118,12 @@ class Dataflow:
         self._note_uses(name, operands)
         if name in SUMS:
             self._note_sum(operands)
+        if name in CHANNELWISE:
+            self._note_companions(operands)
         return [_result(eqn, operands, number) for number in range(len(eqn.outvars))]
 
     def _product(self, eqn: Any, operands: list[Origin], place: str, depth: int) -> Origin:
-        joined = replace(_join(operands), layers=frozenset())
+        joined = replace(_join(operands), layers=frozenset(), segments=None)
         side = next((i for i in (1, 0) if operands[i].is_kernel and operands[1 - i].inputs), None)
         unusual = eqn.primitive.name == CONVOLUTION and (side == 0 or eqn.params["batch_group_count"] > 1)
         if side is None or unusual:
@@ -126,7 +138,11 @@ class Dataflow:
         unflattened = kernel.shape if kernel.shape and len(kernel.shape) > len(shape) == 2 else None
         self.sites[place] = Site("", leaf, side, eqn.primitive.name, eqn.params, shape, depth, stack, unflattened)
         self.recipes[place], self.kernels[place] = hash((kernel.recipe, self.sites[place].geometry)), kernel.params
-        return replace(joined, layers=frozenset([place]), product=place)
+        site, data = self.sites[place], operands[1 - side]
+        self.channels[place] = data.segments if site.contracts_last(eqn.invars[1 - side].aval.ndim) else None
+        filters = eqn.outvars[0].aval.shape[-1]
+        segments = ((place, filters),) if site.filters_last() else None
+        return replace(joined, layers=frozenset([place]), product=place, segments=segments)
 
     def _call(self, eqn: Any, operands: list[Origin], place: str, depth: int) -> list[Origin]:
         return self._inside(place, lambda: self.follow(body_of(eqn).jaxpr, operands, f"{place}/", depth))
@@ -178,6 +194,13 @@ class Dataflow:
                 self.uses.setdefault(leaf, set()).add(name)
                 self.stacks[leaf] = min(self.stacks.get(leaf, len(operand.stack)), len(operand.stack))
 
+    def _note_companions(self, operands: list[Origin]) -> None:
+        for data, other in (operands, operands[::-1]):
+            if data.segments and len(data.segments) == 1 and data.segments[0][0] and not other.inputs:
+                leaves = [("params", leaf) for leaf in other.params] + [("others", leaf) for leaf in other.others]
+                for leaf in leaves:
+                    self.companions.setdefault(leaf, data.segments[0][0])
+
     def _note_sum(self, operands: list[Origin]) -> None:
         if layers := frozenset().union(*(operand.layers for operand in operands)):
             self.sums.add(layers)
@@ -194,7 +217,9 @@ def body_of(eqn: Any) -> core.ClosedJaxpr:
 
 def _result(eqn: Any, operands: list[Origin], number: int) -> Origin:
     joined = _join(operands)
-    if not joined.inputs:
+    if joined.inputs:
+        joined = replace(joined, segments=segments_of(eqn, [operand.segments for operand in operands]))
+    else:
         joined = replace(joined, recipe=hash((_recipe(eqn, operands), number)))
     if eqn.primitive.name not in LAYOUTS or len(operands) != 1:
         return joined
@@ -224,7 +249,16 @@ def _join(origins: Iterable[Origin]) -> Origin:
     union = lambda name: frozenset().union(*(getattr(origin, name) for origin in origins))
     some = lambda name: any(getattr(origin, name) for origin in origins)
     same = origins[0].recipe if len({origin.recipe for origin in origins}) == 1 else 0
-    return Origin(union("params"), some("inputs"), recipe=same, stack=union("stack"), layers=union("layers"))
+    segments = {origin.segments for origin in origins if origin.segments != ()}
+    return Origin(
+        union("params"),
+        some("inputs"),
+        recipe=same,
+        stack=union("stack"),
+        others=union("others"),
+        layers=union("layers"),
+        segments=segments.pop() if len(segments) == 1 else None if segments else (),
+    )
 
 
 def _same(one: list[Origin], other: list[Origin]) -> bool:

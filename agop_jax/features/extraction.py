@@ -206,13 +206,13 @@ def _require_finite(variables: Any) -> None:
 
 
 def _features(
-    steps: Steps, kernels: Mapping[str, tuple[Array, Array | None]], count: int, method: str, total: Mapping[str, Array]
+    steps: Steps, kernels: Mapping[str, Any], count: int, method: str, total: Mapping[str, Array]
 ) -> dict[str, LayerFeatures]:
     features = {}
     for path in steps.tapped.layers:  # in their order, which results of jit have lost
-        (kernel, bias), site = kernels[path], steps.tapped.first(path)
+        (kernel, bias, companions), site = kernels[path], steps.tapped.first(path)
         static = {"count": count, "path": path, "groups": site.groups, "stacked": site.stacked}
-        layer = LayerFeatures(kernel=kernel, gradient_gram=None, bias=bias, **static)
+        layer = LayerFeatures(kernel=kernel, gradient_gram=None, bias=bias, companions=companions, **static)
         features[path] = layer.replace(**_means(layer, method, total[path]))
         for matrix in (features[path].gradient_gram, features[path].patch_agop):
             if matrix is not None and not bool(jnp.isfinite(matrix).all()):

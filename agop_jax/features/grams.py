@@ -22,7 +22,7 @@ from agop_jax.features.patches import kernel_to_matrix
 from agop_jax.features.sites import Site
 from agop_jax.features.taps import Record, Tapped
 
-Outputs = str | int | Sequence[int] | Callable[[Any], Array]
+Outputs = str | int | Sequence[int] | np.ndarray | Callable[[Any], Array]
 OutputFunction = Callable[[Any, Labels], Float[Array, "n m"]]  # of what the model returns, and labels
 
 

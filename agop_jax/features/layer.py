@@ -1,5 +1,6 @@
 """What is known of one layer: its kernel and the gradients at its output. Everything else follows."""
 
+from collections.abc import Mapping
 from functools import cached_property, partial
 
 import jax
@@ -35,6 +36,8 @@ class LayerFeatures:
       stacked: number of leading axes that an `nn.scan` or `nn.vmap` put before the kernel's own.
       standard_error: root mean square of |estimate - AGOP|_F over the random cotangents of `probe`; else None.
       bias: (cout,) of the layer, if it has one; for copies.
+      companions: {name: (cout,)} of what works on the layer's channels besides the bias, such as the scale, bias and
+        statistics of a normalisation; for copies.
       patch_agop: the dense k x k AGOP of `patch_jacobian`, which yields no S where W lacks full column rank; else None.
     """
 
@@ -47,6 +50,7 @@ class LayerFeatures:
     standard_error: Scalar | None = None
     patch_agop: Float[Array, "*stack k k"] | None = None
     bias: Float[Array, "*scan cout"] | None = None
+    companions: Mapping[str, Array] = struct.field(default_factory=dict)
 
     @property
     def matrix(self) -> Float[Array, "*stack k filters"]:

@@ -94,6 +94,18 @@ class Site:
         axes = self._axes(self.place)
         return ("columns",) if ndim == 2 and axes == ((0,), ()) else (self.primitive, *axes)
 
+    def contracts_last(self, ndim: int) -> bool:
+        """Whether the channels of the data operand, of so many axes, are its last axis."""
+        if self.is_convolution:
+            return self.params["dimension_numbers"].lhs_spec[1] == ndim - 1
+        return self._axes(1 - self.place) == ((ndim - 1,), ())
+
+    def filters_last(self) -> bool:
+        """Whether the filters are the last axis of the output, one by one."""
+        if self.is_convolution:
+            return self.params["dimension_numbers"].out_spec[1] == len(self.kernel_shape) - 1
+        return self.place == 1 and len(self._free(1, len(self.kernel_shape))) == 1
+
     def kernel(self, operand: Array) -> Array:
         """The operand in the order of this module; in float32 or better."""
         operand = operand.astype(jnp.promote_types(operand.dtype, jnp.float32))

@@ -48,7 +48,7 @@ class Steps:
       tapped: the network.
       num_classes: of logits; None where the model returns something else.
       num_outputs: m, the number of reverse passes of exact extraction.
-      kernels: (params, others) -> {layer: (kernel, bias or None)}, as the layers use them.
+      kernels: (params, others) -> {layer: (kernel, bias or None, companions)}, as the layers use them.
 
     Raises:
       UserError: outputs of an example that depend on other examples, or that are not of shape (n, m).
@@ -124,10 +124,17 @@ class Steps:
         return {layer: step(variables, *arrays) for layer, step in self._definitions.items()}
 
 
-def _kernels(tapped: Tapped, params: Any, others: Any) -> dict[str, tuple[Array, Array | None]]:
+def _kernels(tapped: Tapped, params: Any, others: Any) -> dict[str, tuple[Array, Array | None, dict[str, Array]]]:
     kernels = tapped.kernels(params, others)
     biases = tapped.biases(params, kernels)
-    return {layer: (kernel, biases[layer]) for layer, kernel in kernels.items()}
+    leaves = {"params": jax.tree.leaves(params), "others": jax.tree.leaves(others)}
+
+    def companions(layer: str) -> dict[str, Array]:
+        places = tapped.companions(layer)
+        arrays = {name: jnp.asarray(leaves[kind][index]) for name, (kind, index) in places.items()}
+        return {name: array.reshape(-1) for name, array in arrays.items() if array.size == kernels[layer].shape[-1]}
+
+    return {layer: (kernel, biases[layer], companions(layer)) for layer, kernel in kernels.items()}
 
 
 def _require_independence(network: Network, inputs: Any) -> None:

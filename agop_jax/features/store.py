@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
+from agop_jax.core import trees
 from agop_jax.core.arrays import absolute, load_arrays, save_arrays, write_directory
 from agop_jax.core.errors import UserError
 from agop_jax.features.layer import LayerFeatures
@@ -42,11 +42,13 @@ def load_features(path: str | os.PathLike) -> dict[str, LayerFeatures]:
     arrays, metadata = load_arrays(path)
     if "layers" not in metadata:
         raise UserError(f"{str(path)!r} holds arrays but no features")
-    found = [
-        LayerFeatures(**layer, **{"gradient_gram": None, **arrays[str(i)]})
-        for i, layer in enumerate(metadata["layers"])
-    ]
-    return {layer.path: layer for layer in found}
+    layers = [_layer(static, arrays[str(index)]) for index, static in enumerate(metadata["layers"])]
+    return {layer.path: layer for layer in layers}
+
+
+def _layer(static: Mapping[str, Any], arrays: Mapping[str, Any]) -> LayerFeatures:
+    companions = trees.flatten(arrays.get("companions", {}))
+    return LayerFeatures(**static, **{"gradient_gram": None, **arrays, "companions": companions})
 
 
 def export(directory: str | os.PathLike, features: Mapping[str, LayerFeatures]) -> None:
@@ -85,5 +87,6 @@ def _channels_first(shape: tuple[int, ...]) -> np.ndarray:
     return np.arange(kh * kw * cin).reshape(kh, kw, cin).transpose(2, 0, 1).ravel()
 
 
-def _arrays(layer: LayerFeatures) -> dict[str, jax.Array]:
-    return {name: value for name in ARRAY_FIELDS if (value := getattr(layer, name)) is not None}
+def _arrays(layer: LayerFeatures) -> dict[str, Any]:
+    arrays = {name: value for name in ARRAY_FIELDS if (value := getattr(layer, name)) is not None}
+    return arrays | ({"companions": trees.unflatten(layer.companions)} if layer.companions else {})

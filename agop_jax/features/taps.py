@@ -19,7 +19,7 @@ from jax.extend import core
 from agop_jax.core.errors import UserError, first_line
 from agop_jax.core.networks import Cache, Network, signature
 from agop_jax.core.types import Array
-from agop_jax.features.dataflow import INPUTS, Dataflow, Origin, body_of
+from agop_jax.features.dataflow import Dataflow, Origin, body_of
 from agop_jax.features.sites import Site
 
 LEAF = re.compile(r"[/.](kernel|weight|w)$")  # of the path of a kernel, no part of its layer's name
@@ -49,6 +49,7 @@ class Tapped:
       sites: {place: Site}, in the order of the computation.
       dataflow: all that is known of the computation.
       paths: of the leaves of the parameters.
+      other_paths: of the leaves of the other variables.
     """
 
     apply: Callable[[Any, Any, Taps, Any], tuple[Any, dict[str, Record]]]
@@ -56,6 +57,7 @@ class Tapped:
     sites: dict[str, Site]
     dataflow: Dataflow
     paths: Sequence[str]
+    other_paths: Sequence[str]
 
     @property
     def layers(self) -> dict[str, list[str]]:
@@ -85,6 +87,16 @@ class Tapped:
         if site.bias is None or leaves[site.bias].size != math.prod(shape):
             return None
         return leaves[site.bias].reshape(shape)
+
+    def companions(self, layer: str) -> dict[str, tuple[str, int]]:
+        """What works on the channels of a layer alone besides its bias, such as a normalisation.
+
+        {name: (kind, index)}, with 'params' or 'others' for the kind and the index of a leaf of these.
+        """
+        paths = {"params": self.paths, "others": self.other_paths}
+        own = {leaf for leaf, place in self.dataflow.companions.items() if place in self.layers[layer]}
+        biases = {("params", self.sites[place].bias) for place in self.layers[layer]}
+        return {f"{kind}/{paths[kind][index]}": (kind, index) for kind, index in sorted(own - biases)}
 
     def with_kernels(self, params: Any, others: Any, kernels: Mapping[str, Array]) -> Any:
         """Parameters with which these layers use these kernels.
@@ -183,7 +195,7 @@ def _tap(network: Network, inputs: Any) -> Tapped:
         known = map(jnp.asarray, jax.tree.leaves((params, others)))
         return evaluation([*known, *unknown], {})[1]
 
-    return Tapped(apply, operands, sites, dataflow, network.paths)
+    return Tapped(apply, operands, sites, dataflow, network.paths, network.other_paths)
 
 
 def _trace(network: Network, shapes: Any) -> tuple[core.ClosedJaxpr, Any]:
@@ -207,8 +219,10 @@ def _channels_first(shape: Any) -> str:
 def _origins(params: Any, others: Any, inputs: Any) -> list[Origin]:
     leaves = jax.tree.leaves(params)
     marks = [Origin(frozenset([n]), recipe=hash(("parameter", n)), shape=x.shape) for n, x in enumerate(leaves)]
-    marks += [Origin(recipe=hash(("other", number))) for number in range(len(jax.tree.leaves(others)))]
-    return marks + [INPUTS] * len(jax.tree.leaves(inputs))
+    others = jax.tree.leaves(others)
+    marks += [Origin(others=frozenset([n]), recipe=hash(("other", n))) for n in range(len(others))]
+    shapes = [leaf.shape for leaf in jax.tree.leaves(inputs)]
+    return marks + [Origin(inputs=True, segments=((None, shape[-1]),) if shape else None) for shape in shapes]
 
 
 def name_layers(dataflow: Dataflow, paths: Sequence[str]) -> dict[str, Site]:

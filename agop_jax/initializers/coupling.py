@@ -37,7 +37,7 @@ from agop_jax.features.matrix import HIGHEST, FeatureMatrix
 from agop_jax.features.sites import Site
 from agop_jax.features.taps import Record, Tapped, tap
 from agop_jax.initializers.registry import Method
-from agop_jax.initializers.sources import carried_filters, mixing
+from agop_jax.initializers.sources import carried_filters, mixing, require_life
 
 RIDGE = 1e-3  # penalty, in units of the mean power of the recipient's channels
 POOR_FIT = 0.2  # explained variance below which a coupled layer is hardly better than an independent one
@@ -203,6 +203,7 @@ def coupled_kernel(
     if method.shuffled:
         basis = jax.random.permutation(shuffle_key, basis)
     factor = layer.factor(method.source.matrix)
+    require_life(layer, method.source.matrix, (factor**2).sum())
     if method.source.basis == "random":
         factor = _random_eigenvectors(basis_key, factor)
     xi = mixing(mixing_key, factor.shape[-1], shape[-1], method.mixed, method.orthogonal)

@@ -1,5 +1,6 @@
 """A donor's features + a method -> initial parameters of a whole model."""
 
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 
 from agop_jax.core import trees
@@ -47,7 +49,8 @@ def initialize(
     """The model with the kernels of the selected layers drawn anew: parameters in, parameters out.
 
     Everything else stays as it is, so that recipients of the same variables and key differ in the selected layers
-    alone, and methods can be compared in pairs. 'copy' takes over the biases of the selected layers too.
+    alone, and methods can be compared in pairs. Copies also take over what works on the channels of the selected
+    layers: biases, and scale, bias and statistics of normalisations.
 
     Args:
       model, variables, apply_kwargs: as for `extract`, of any width that the method allows.
@@ -105,7 +108,7 @@ def initialization(
     recipient = draw(method)
     if method.matched is not None:
         recipient.match(draw(method.matched).kernels())
-    return Initialization(network.rebuild(recipient.params), recipient.explained_variance)
+    return Initialization(network.rebuild(recipient.params, recipient.others), recipient.explained_variance)
 
 
 def _passes(
@@ -130,12 +133,13 @@ class _Recipient:
     method: Method
     passes: Passes
     params: Any = None
+    others: Any = None
     explained_variance: dict[str, float] = field(default_factory=dict)
     scales: dict[str, Array] = field(default_factory=dict)  # of the residual streams that were met so far
 
     def drawn(self) -> "_Recipient":
         """Draws every layer."""
-        self.params = self.network.params
+        self.params, self.others = self.network.params, self.network.others
         shapes = {path: kernel.shape for path, kernel in self.kernels().items()}
         if self.method.coupled:
             streams = residual_streams(self.tapped)
@@ -163,7 +167,7 @@ class _Recipient:
         self._set({path: scales[path] * kernel for path, kernel in self.kernels().items()})
 
     def _kernel(self, path: str, shape: tuple[int, ...]) -> Array:
-        init, key = self._source(path), self._key(path)
+        init, key = self._source(path, shape), self._key(path)
         if isinstance(self.method.source, Plain):
             init = _each(init, self.tapped.first(path).stacked)
         return _named(path, init, key, shape)
@@ -197,10 +201,34 @@ class _Recipient:
         deviation = self.passes.spreads((self.params, self.network.others))[path].deviation
         return jnp.where(deviation > 0, 1 / jnp.where(deviation > 0, deviation, 1), 1)
 
-    def _source(self, path: str) -> KernelInit:
+    def _source(self, path: str, shape: tuple[int, ...]) -> KernelInit:
         if self.method.first and path != self.layers[0]:
             return KAIMING_NORMAL.kernel_init(None)
-        return self.method.source.kernel_init(self._layer(path) if self.method.needs_donor else None)
+        source, layer = self.method.source, self._layer(path) if self.method.needs_donor else None
+        if isinstance(source, Copy) and source.channels != "same" and math.prod(shape) != layer.kernel.size:
+            return source.kernel_init(layer, self._rows(path, shape))
+        return source.kernel_init(layer)
+
+    def _rows(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Which row of the donor's matrix each row of a wider or narrower recipient's is.
+
+        The rows of a layer are the channels that come into it, of one layer or several, once a position in its window
+        or in what was flattened before it.
+        """
+        layer, site = self._layer(path), self.tapped.first(path)
+        segments, donor, period = self.tapped.dataflow.channels[self.tapped.layers[path][0]], [], 0
+        for place, count in segments or ():
+            own = self._layer(self.tapped.sites[place].layer).kernel.shape[-1] if place else count
+            donor.append(period + self.method.source.indices(own, count))
+            period += own
+        rows, ours = math.prod(layer.kernel.shape[:-1]), math.prod(shape[:-1])
+        number = sum(map(len, donor))
+        if not number or site.groups > 1 or site.stacked or ours % number or ours // number * period != rows:
+            raise UserError(
+                f"layer {path!r}: a copy to another width needs to know which channels come into it, and cannot tell: "
+                "leave the layer out with layers=..., or copy to the donor's width"
+            )
+        return (np.arange(ours // number)[:, None] * period + np.concatenate(donor)).ravel()
 
     def _layer(self, path: str) -> LayerFeatures:
         if path not in self.features:
@@ -217,14 +245,23 @@ class _Recipient:
         self.params = self.tapped.with_kernels(self.params, self.network.others, kernels)
 
     def _copy_biases(self) -> None:
-        leaves, structure = jax.tree.flatten(self.params)
+        """Also what normalises the channels of a layer: without it, a copy is not the donor's function."""
+        params, structure = jax.tree.flatten(self.params)
+        others, other_structure = jax.tree.flatten(self.others)
+        leaves = {"params": params, "others": others}
         for path in self.layers:
-            place, bias = self.tapped.first(path).bias, self._layer(path).bias
-            if place is None or bias is None:
-                continue
-            channels = self.method.source.indices(bias.shape[-1], leaves[place].size * bias.shape[-1] // bias.size)
-            leaves[place] = bias[..., channels].reshape(leaves[place].shape).astype(leaves[place].dtype)
-        self.params = jax.tree.unflatten(structure, leaves)
+            layer, bias = self._layer(path), self.tapped.first(path).bias
+            if bias is not None and layer.bias is not None:
+                self._copy_channels(params, bias, layer.bias)
+            for name, (kind, index) in self.tapped.companions(path).items():
+                if name in layer.companions:
+                    self._copy_channels(leaves[kind], index, layer.companions[name])
+        self.params, self.others = jax.tree.unflatten(structure, params), jax.tree.unflatten(other_structure, others)
+
+    def _copy_channels(self, leaves: list[Array], index: int, values: Array) -> None:
+        leaf = leaves[index]
+        channels = self.method.source.indices(values.shape[-1], leaf.size * values.shape[-1] // values.size)
+        leaves[index] = values[..., channels].reshape(leaf.shape).astype(leaf.dtype)
 
 
 def _each(init: KernelInit, stacked: int) -> KernelInit:

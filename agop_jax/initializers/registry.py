@@ -256,7 +256,7 @@ def covariance(layer: LayerFeatures, method: str | Method, key: PRNGKey | None =
     return method_object.source.sigma(layer, key)
 
 
-def kernel_init(layer: LayerFeatures | None, method: str | Method) -> KernelInit:
+def kernel_init(layer: Any, method: str | Method) -> KernelInit:
     """A Flax initialiser `(key, shape, dtype) -> kernel` for `nn.Conv(..., kernel_init=...)`.
 
     Args:

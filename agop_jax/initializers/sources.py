@@ -61,7 +61,7 @@ class Covariance:
         """The covariance of one filter; `key` draws the eigenvectors of basis 'random'."""
         with jax.ensure_compile_time_eval():  # once, not inside a jitted `model.init`
             matrix = self._scaled(self._matrix(layer))
-            _require_life(layer, self.matrix, matrix)
+            require_life(layer, self.matrix, matrix.trace)
         if self.basis == "none":
             return FeatureMatrix.isotropic(matrix.size, matrix.trace, matrix.values.dtype)
         if self.basis == "random":
@@ -99,9 +99,9 @@ class Covariance:
         return matrix.normalize(TRACES[self.scale])
 
 
-def _require_life(layer: LayerFeatures, name: str, matrix: FeatureMatrix) -> None:
+def require_life(layer: LayerFeatures, name: str, trace: Array) -> None:
     """A layer that the outputs do not depend on has an AGOP of zeros, from which nothing but zeros could be drawn."""
-    if not isinstance(matrix.values, jax.core.Tracer) and not bool((matrix.trace > 0).all()):
+    if not isinstance(trace, jax.core.Tracer) and not bool((trace > 0).all()):
         raise UserError(
             f"layer {layer.path!r}: its {name} is zero, as of a dead ReLU or a branch that a normalisation multiplies "
             "by zero: use a method without its AGOP there, such as 'he_nfm' or 'kaiming_normal', or leave it out with "
@@ -145,22 +145,40 @@ class Copy:
 
     channels: str = "same"
 
-    def kernel_init(self, layer: LayerFeatures) -> KernelInit:
-        """The random key is not used."""
+    def kernel_init(self, layer: LayerFeatures, rows: np.ndarray | None = None) -> KernelInit:
+        """The random key shares out what tiled channels give; else it is not used.
+
+        Args:
+          layer: of the donor.
+          rows: which row of the donor's matrix each row of the recipient's is; None for a layer by itself, whose input
+            channels are those of one layer before it.
+        """
 
         def init(key: PRNGKey, shape: Sequence[int], dtype=jnp.float32) -> Kernel:
             kernel = layer.kernel
             if self.channels == "same" or layer.groups > 1 or layer.stacked:
-                check_fit(layer, shape)
-                if shape[-1] != kernel.shape[-1]:
-                    raise UserError(f"layer {layer.path!r}: wanted {kernel.shape[-1]} filters to copy, got {shape[-1]}")
+                self._require_fit(layer, shape)
                 return kernel.astype(dtype)
             check_fit(layer, (*shape[:-2], *kernel.shape[-2:]))
-            rows, columns = self.indices(kernel.shape[-2], shape[-2]), self.indices(kernel.shape[-1], shape[-1])
-            shared = np.bincount(rows, minlength=kernel.shape[-2])[rows] if self.channels == "tiled" else 1
-            return (kernel[..., rows, :][..., columns] / np.reshape(shared, (-1, 1))).astype(dtype)
+            columns = self.indices(kernel.shape[-1], shape[-1])
+            own = self._rows(kernel.shape, shape) if rows is None else rows
+            drawn = kernel.reshape(-1, kernel.shape[-1])[own][:, columns]
+            shares = _shares(key, own, shape[-1]) if self.channels == "tiled" else 1
+            return (drawn * shares).reshape(shape).astype(dtype)
 
         return init
+
+    def _require_fit(self, layer: LayerFeatures, shape: Sequence[int]) -> None:
+        if tuple(shape) != layer.kernel.shape:
+            raise UserError(
+                f"layer {layer.path!r}: the donor's kernel is {layer.kernel.shape}, the recipient's {tuple(shape)}: "
+                "'copy' needs the same; 'copy_spaced' copies to fewer channels, 'copy_tiled' to more"
+            )
+
+    def _rows(self, donor: Sequence[int], recipient: Sequence[int]) -> np.ndarray:
+        window = math.prod(donor[:-2])
+        cin = self.indices(donor[-2], recipient[-2])
+        return (np.arange(window)[:, None] * donor[-2] + cin).ravel()
 
     def indices(self, donor: int, recipient: int) -> np.ndarray:
         """Which of the donor's channels each channel of the recipient is."""
@@ -168,9 +186,19 @@ class Copy:
             return np.arange(recipient) % donor
         if recipient > donor:
             raise UserError(
-                f"'copy_spaced' wanted at most the donor's {donor} channels, got {recipient}: use 'copy_tiled'"
+                f"'copy_spaced' needed at most the donor's {donor} channels, got {recipient}: use 'copy_tiled'"
             )
         return np.round(np.linspace(0, donor - 1, recipient)).astype(int)
+
+
+def _shares(key: PRNGKey, rows: np.ndarray, filters: int) -> Float[Array, "k filters"]:
+    """What each copy of a channel gives to each filter: random, and 1 in sum over the copies.
+
+    Equal shares would give all copies the same gradients, so that they stayed copies for ever.
+    """
+    weights = jax.random.uniform(key, (len(rows), filters), minval=0.5, maxval=1.5)
+    total = jnp.zeros((rows.max() + 1, filters)).at[rows].add(weights)
+    return weights / total[rows]
 
 
 Source = Plain | Covariance | Spatial | Copy

@@ -9,7 +9,7 @@ import jax
 
 from agop_jax.core.errors import UserError, unknown_name
 from agop_jax.core.networks import switches_of
-from agop_jax.core.types import Array, PRNGKey
+from agop_jax.core.types import PRNGKey
 from agop_jax.models.alexnet import AlexNet
 from agop_jax.models.cnn import LeNet5, SmallCNN
 from agop_jax.models.resnet import CIFARResNet, ResNet
@@ -59,7 +59,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
     raise UserError(f"{type(model).__name__} is none of the models here: {', '.join(MODELS)}")
 
 
-def own_variables(model: nn.Module, key: PRNGKey, sample: Array) -> dict[str, Any]:
+def own_variables(model: nn.Module, key: PRNGKey, sample: Any) -> dict[str, Any]:
     """Fresh variables by the model's own initialisers.
 
     Drawn as one compiled step, where piece by piece they are a hundred small ones.
@@ -76,7 +76,7 @@ def own_variables(model: nn.Module, key: PRNGKey, sample: Array) -> dict[str, An
     return dict(_compiled_init(model, key, sample))
 
 
-def _init(model: nn.Module, key: PRNGKey, sample: Array) -> Any:
+def _init(model: nn.Module, key: PRNGKey, sample: Any) -> Any:
     return model.init(key, sample, **switches_of(type(model).__call__))
 
 

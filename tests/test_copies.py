@@ -1,0 +1,176 @@
+"""Copies to the donor's width and to others: the same function, down to the normalisations, or a refusal."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_every_model import SMALL
+
+import agop_jax
+from agop_jax import models
+
+CLASSES = 3
+REFUSED = {  # channels that a copy to another width cannot follow
+    "resnet20": "BasicBlock_3/Conv_0|BasicBlock_4/Conv_0",  # shortcuts padded with zeros
+    "alexnet": "Dense_0",  # adaptive pooling
+    "vit_tiny": "ViTBlock_0/Dense_0",  # tokens joined to the image's
+}
+
+
+def trained(name, width, seed=0):
+    """A network whose biases, scales and statistics are not those of a fresh one."""
+    size, fields = SMALL[name]
+    model = models.create(name, CLASSES, **{**fields, "width": width})
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(4, size, size, 3)), jnp.float32)
+    rng = np.random.default_rng(seed)
+    move = lambda leaf: leaf + 0.1 * rng.uniform(-1, 1, size=leaf.shape).astype(np.float32)
+    return model, jax.tree.map(move, models.own_variables(model, jax.random.key(seed), images)), images
+
+
+@pytest.mark.parametrize(
+    "name", ["lenet5", "small_cnn", "vgg11", "vgg11_bn", "resnet18", "resnet20", "alexnet", "vit_tiny"]
+)
+def test_a_widened_copy_computes_what_the_donor_computes(name):
+    width = SMALL[name][1].get("width", 1.0)
+    model, variables, images = trained(name, width)
+    features = agop_jax.extract(model, variables, images, progress=False)
+    wide, own, _ = trained(name, 2 * width, seed=1)
+    copy = lambda: agop_jax.initialize(wide, own, images, features, "copy_tiled", key=0)
+    if name in REFUSED:
+        with pytest.raises(agop_jax.UserError, match=rf"layer '({REFUSED[name]})': a copy to another width"):
+            copy()
+        return
+    expected = model.apply(variables, images)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(wide.apply(copy(), images) / scale, expected / scale, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vgg11_bn", "resnet18", "resnet20"])
+def test_copy_takes_normalisations_along(name):
+    """Below the head: the head is not selected, so the logits of the copy are the head's own of the same features."""
+    model, variables, images = trained(name, SMALL[name][1]["width"])
+    features = agop_jax.extract(model, variables, images, progress=False)
+    _, own, _ = trained(name, SMALL[name][1]["width"], seed=1)
+    copied = agop_jax.initialize(model, own, images, features, "copy", key=0)
+    for collection in ("params", "batch_stats"):
+        jax.tree.map(np.testing.assert_array_equal, copied[collection], variables[collection])
+    convolutions = agop_jax.initialize(model, own, images, features, "copy", key=0, layers=".*Conv_.*")
+    np.testing.assert_array_equal(convolutions["params"]["Dense_0"]["kernel"], own["params"]["Dense_0"]["kernel"])
+    jax.tree.map(np.testing.assert_array_equal, convolutions["batch_stats"], variables["batch_stats"])
+
+
+def test_companions_are_stored(tmp_path):
+    model, variables, images = trained("vgg11_bn", 0.05)
+    features = agop_jax.extract(model, variables, images, progress=False)
+    assert {name.rpartition("/")[2] for name in features["Conv_0"].companions} <= {"scale", "bias", "mean", "var"}
+    assert len(features["Conv_0"].companions) >= 3  # the normalisation's bias is the layer's, if it has none
+    agop_jax.save_features(tmp_path / "features", features)
+    stored = agop_jax.load_features(tmp_path / "features")
+    jax.tree.map(np.testing.assert_array_equal, dict(stored["Conv_0"].companions), dict(features["Conv_0"].companions))
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.05), optax.adam(0.01)], ids=["sgd", "adam"])
+def test_tiled_copies_part_in_training(optimizer):
+    """With equal shares of the outgoing weights they would stay bit for bit the same."""
+    model, variables, images = trained("lenet5", 1.0)
+    features = agop_jax.extract(model, variables, images, progress=False)
+    wide, own, _ = trained("lenet5", 2.0, seed=1)
+    params = agop_jax.initialize(wide, own, images, features, "copy_tiled", key=0)["params"]
+    half = params["Conv_0"]["kernel"].shape[-1] // 2
+    halves = lambda params: np.split(np.asarray(params["Conv_0"]["kernel"]), [half], axis=-1)
+    np.testing.assert_array_equal(*halves(params))
+    labels, state = jnp.arange(len(images)) % CLASSES, optimizer.init(params)
+
+    @jax.jit
+    def step(params, state):
+        loss = lambda p: optax.softmax_cross_entropy_with_integer_labels(
+            wide.apply({"params": p}, images), labels
+        ).mean()
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(50):
+        params, state = step(params, state)
+    one, other = halves(params)
+    assert np.abs(one - other).max() > 1e-3 * np.abs(one).max()
+
+
+class Biased(nn.Module):
+    """Layers with biases of their own, one of them used twice, in a list."""
+
+    @nn.compact
+    def __call__(self, x):
+        bias = nn.initializers.normal(1.0)
+        x = nn.relu(nn.Conv(8, (3, 3), bias_init=bias)(x))
+        again = nn.Conv(8, (3, 3), bias_init=bias)
+        x = nn.relu(again(nn.relu(again(x))))
+        return nn.Sequential([nn.Dense(5, bias_init=bias), nn.relu, nn.Dense(CLASSES)])(x.mean((1, 2)))
+
+
+def test_lsuv_gives_every_product_unit_variance():
+    """Without the bias, which no scaling of the kernel could make up for."""
+    from agop_jax.core.networks import open_network
+    from agop_jax.features.taps import tap
+
+    images = jax.random.normal(jax.random.key(0), (32, 8, 8, 3))
+    variables = agop_jax.initialize(Biased(), Biased().init(jax.random.key(1), images), images, None, "lsuv", key=0)
+    network = open_network(Biased(), variables)
+    taps = tap(network, images)
+    _, records = taps.apply(network.params, network.others, {}, images)
+    for layer, places in taps.layers.items():
+        assert float(records[places[0]].outputs.std()) == pytest.approx(1, abs=2e-3), layer
+
+
+def test_coupled_methods_take_modules_with_lists():
+    images = jax.random.normal(jax.random.key(0), (32, 8, 8, 3))
+    model = nn.Sequential(
+        [nn.Conv(6, (3, 3)), nn.relu, nn.Conv(5, (3, 3)), lambda x: x.mean((1, 2)), nn.Dense(CLASSES)]
+    )
+    variables = model.init(jax.random.key(1), images)
+    features = agop_jax.extract(model, variables, images, progress=False)
+    donor = agop_jax.Donor(model, variables, images)
+    for method in ("lsuv", "coupled_nfm", "coupled_agop"):
+        drawn = agop_jax.initialize(model, variables, images, features, method, key=0, donor=donor)
+        assert np.isfinite(model.apply(drawn, images)).all()
+
+
+@pytest.mark.parametrize("method", ["he_agop", "coupled_agop", "matched_isotropic:he_agop", "he_sqrt_agop"])
+def test_a_dead_layer_is_named(method):
+    """Behind a scale of zero no output depends on the layer: its AGOP is zero."""
+    images = jax.random.normal(jax.random.key(0), (8, 8, 8, 3))
+    model = nn.Sequential(
+        [nn.Conv(6, (3, 3)), nn.BatchNorm(True), nn.relu, lambda x: x.mean((1, 2)), nn.Dense(CLASSES)]
+    )
+    variables = model.init(jax.random.key(1), images)
+    variables["params"]["layers_1"]["scale"] = jnp.zeros(6)
+    features = agop_jax.extract(model, variables, images, progress=False)
+    donor = agop_jax.Donor(model, variables, images)
+    with pytest.raises(agop_jax.UserError, match=r"layer 'layers_0': its .*agop is zero.*'he_nfm'"):
+        agop_jax.initialize(model, variables, images, features, method, key=0, donor=donor)
+
+
+def test_wrong_calls_are_one_line():
+    images = jax.random.normal(jax.random.key(0), (8, 8, 8, 3))
+    model = Biased()
+    variables = model.init(jax.random.key(1), images)
+    features = agop_jax.extract(model, variables, images, outputs=1, progress=False)
+    calls = {
+        r"kernel_init: needed the features of one layer, such as features\['Conv_0'\], got str": lambda: (
+            agop_jax.kernel_init("Conv_0", "nfm")
+        ),
+        "'copy' needs the same; 'copy_spaced' copies to fewer channels, 'copy_tiled' to more": lambda: (
+            agop_jax.kernel_init(features["Conv_1"], "copy")(jax.random.key(0), (3, 3, 8, 16))
+        ),
+        "for extraction, which is exact, got method": lambda: agop_jax.ansatz_report(
+            model, variables, images, method="probe"
+        ),
+        r"a Linen model needs \{'params'": lambda: agop_jax.extract(model, variables["params"], images),
+    }
+    for message, call in calls.items():
+        with pytest.raises(agop_jax.UserError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+    same = agop_jax.extract(model, variables, images, outputs=np.arange(1, 2), progress=False)
+    np.testing.assert_allclose(same["Conv_0"].gradient_gram, features["Conv_0"].gradient_gram)
