@@ -24,9 +24,9 @@ GIB = 2**30
 # holds 4.3 GB of intermediate results rather than 5.1; ResNet-20 takes 1.2 times as long, extraction 1.1 to 1.3 times.
 FRUGAL = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 # XLA on a CPU runs convolutions through YNNPACK unless that library is kept for single matrix products. Without it a
-# training step at 32 x 32 takes 1 / 1.7 of the time for the small CNN, 1 / 1.2 for VGG11, 1 / 1.1 for ResNet-20 (2 cores,
-# AMD EPYC, medians of 5 interleaved repeats); nothing measured was slower. The broader FUSION_TYPE_DOT joins products
-# that follow each other, which took 15 times as long and hid their memory.
+# training step at 32 x 32 takes 1 / 1.7 of the time for the small CNN, 1 / 1.2 for VGG11, 1 / 1.1 for ResNet-20 (2
+# cores, AMD EPYC, medians of 5 interleaved repeats); nothing measured was slower. The broader FUSION_TYPE_DOT joins
+# products that follow each other, which took 15 times as long and hid their memory.
 EIGEN_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 
 
@@ -36,13 +36,30 @@ class TooLarge(UserError):  # noqa: N818
 
 def jit(function: Callable[..., Any], **options: Any) -> Any:
     """`jax.jit` with the compiler options that suit this machine; no setting of the process is changed."""
+    function = _under_default_promotion(function)
     outermost, nested = jax.jit(function, compiler_options=compiler_options(), **options), jax.jit(function, **options)
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:  # inside another jit, JAX takes no options
-        return (nested if isinstance(jnp.zeros(()), jax.core.Tracer) else outermost)(*arguments)
+        return (nested if _within_trace() else outermost)(*arguments)
 
     call.lower = outermost.lower
+    return call
+
+
+def _within_trace() -> bool:
+    with jax.transfer_guard_host_to_device("allow"):
+        return isinstance(jnp.zeros(()), jax.core.Tracer)
+
+
+def _under_default_promotion(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Strict promotion of types and ranks is for a user's own code; Optax and layers of Flax do not work under it."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return function(*arguments)
+
     return call
 
 
@@ -81,6 +98,9 @@ def compile_within_memory(
     Raises:
       TooLarge: with what is wanted and what is free.
     """
+    function = _under_default_promotion(function)
+    if jax.config.jax_disable_jit:
+        return function
     lowered = jax.jit(function, **jit_options).lower(*arguments)
     compiled, free = lowered.compile(compiler_options()), hosts.least(free_bytes())
     if needed_bytes(compiled) > min(free, ample) and jax.default_backend() == "cpu":

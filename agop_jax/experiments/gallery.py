@@ -18,6 +18,7 @@ from agop_jax.core import files, trees
 from agop_jax.core.errors import UserError
 from agop_jax.data import Dataset
 from agop_jax.experiments.donors import DonorNetwork
+from agop_jax.experiments.keys import Role, stream
 from agop_jax.experiments.workdir import ANSATZ, GALLERY
 from agop_jax.models.pretrained import Pretrained
 from agop_jax.results import feature_figures, figures
@@ -52,7 +53,7 @@ def write_ansatz(
         resamples=wanted.resamples,
         outputs=outputs,
         labels=labels if outputs == "loss" else None,
-        seed=config.seed,
+        seed=stream(Role.ANSATZ, config.seed),
     )
     files.write_rows(path / ANSATZ, rows)
 

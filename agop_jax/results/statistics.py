@@ -11,6 +11,7 @@ baseline). Holm would reject a little more, but has no intervals that agree with
 off the interval.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import numpy as np
 from scipy import special
 
 from agop_jax.core.errors import UserError, unknown_name
+from agop_jax.results.tables import HIGHER_IS_BETTER
 
 SELECTED_BY = "validation_accuracy"
 POINT = 0.01  # one percentage point of accuracy
@@ -45,13 +47,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """What `init` gains over `against`, in the metric's units (fractions for accuracy).
+    """`init` minus `against`, in the metric's units (fractions for accuracy).
 
     Attributes:
       mean: over `n` paired seeds.
       low: end of the interval corrected for the number of comparisons, like `high`; nan where the seeds support none.
       p_value: two-sided, corrected; nan if n = 1.
-      verdict: 'better' or 'worse' if the interval excludes 0, else 'no difference seen'; 'too few seeds' without one.
+      verdict: 'better' or 'worse', by the direction of the metric, if the interval excludes 0; else 'no difference
+        seen'; 'too few seeds' without an interval.
       seeds_for_one_point: paired seeds, in all, to see a true difference of `POINT` with probability `POWER` and the
         same correction. It takes the standard deviation of these n differences for the true one: with n = 5 the right
         number may be 0.4 to 8 times it (chi-squared, 95 %). None if there is none: n = 1, or all differences the same.
@@ -100,7 +103,15 @@ def mean_interval(values: Iterable[float], confidence: float = 0.95) -> Interval
 
 
 def paired_difference(
-    a: BySeed, b: BySeed, *, init: str, against: str, setting: Setting, comparisons: int = 1, confidence: float = 0.95
+    a: BySeed,
+    b: BySeed,
+    *,
+    init: str,
+    against: str,
+    setting: Setting,
+    comparisons: int = 1,
+    confidence: float = 0.95,
+    higher_is_better: bool = True,
 ) -> Difference:
     """`a` minus `b` (seed -> value) over the seeds both have, as one of `comparisons`.
 
@@ -115,7 +126,7 @@ def paired_difference(
     interval, p_value = _test(differences, level)
     p_value = min(p_value * comparisons, 1.0)  # in this order nan stays nan
     needed = None if _same(differences) else _seeds_to_see(POINT, float(differences.std(ddof=1)), level)
-    parts = (p_value, _verdict(interval), needed)
+    parts = (p_value, _verdict(interval, higher_is_better), needed)
     return Difference(init, against, *setting, interval.mean, interval.low, interval.high, interval.n, *parts)
 
 
@@ -129,9 +140,9 @@ def compare(
 ) -> list[Difference]:
     """Every initialisation against the baseline and against the better of its matched controls, by setting.
 
-    A setting is a training-set size and a width; of `metric` higher is better. 'matched_isotropic:X' is the control
-    made for X; if X has such, plain controls are passed over. The better control is the one of higher mean validation
-    accuracy, so that the choice does not see the test set. Controls are compared with the baseline only. Where baseline
+    A setting is a training-set size and a width; `metric` is a key of `tables.HIGHER_IS_BETTER`. 'matched_isotropic:X'
+    is the control made for X; if X has such, plain controls are passed over. The better control is the one of higher
+    mean validation accuracy, so that the choice does not see the test set. Controls are compared with the baseline only. Where baseline
     or controls are missing or share no seed with the initialisation, there is no such difference.
 
     Two families are corrected for in each setting: all differences from the baseline (those of controls too), and all
@@ -148,10 +159,11 @@ def compare(
     found = []
     for setting, values in _by_setting(rows, metric).items():
         others = [init for init in values if init != baseline]
-        found += _family([(init, baseline) for init in others], values, setting, confidence)
+        family = functools.partial(_family, values=values, setting=setting, confidence=confidence, metric=metric)
+        found += family([(init, baseline) for init in others])
         judged = {init: values[init] for init in others if not _is_control(init, controls)}
         best = {init: _better_control(init, own, selection.get(setting, {}), controls) for init, own in judged.items()}
-        found += _family([(init, control) for init, control in best.items() if control], values, setting, confidence)
+        found += family([(init, control) for init, control in best.items() if control])
     return found
 
 
@@ -168,13 +180,14 @@ def recovered_fraction(
     nan unless the reference is better than the baseline by its own t interval at `confidence`: a ratio to a gain that
     may be zero, or to a loss, says nothing.
     """
-    found = []
+    found, sign = [], 1 if higher_is_better(metric) else -1
     for setting, values in _by_setting(rows, metric).items():
         none, whole = values.get(baseline, {}), values.get(reference, {})
         for init, own in values.items():
             seeds = own.keys() & none.keys() & whole.keys()
             if seeds and init not in (baseline, reference):
-                ratio = _ratio(_differences(own, none, seeds), _differences(whole, none, seeds), 1 - confidence)
+                gain, full = sign * _differences(own, none, seeds), sign * _differences(whole, none, seeds)
+                ratio = _ratio(gain, full, 1 - confidence)
                 found.append(Recovered(init, *setting, ratio.mean, ratio.low, ratio.high, ratio.n))
     return found
 
@@ -231,10 +244,18 @@ def _test(differences: np.ndarray, level: float) -> tuple[Interval, float]:
     return Interval(interval.mean, end, end, n), p_value
 
 
-def _verdict(interval: Interval) -> str:
+def _verdict(interval: Interval, higher_is_better: bool) -> str:
     if math.isnan(interval.low):
         return "too few seeds"
-    return "better" if interval.low > 0 else "worse" if interval.high < 0 else "no difference seen"
+    above, below = ("better", "worse") if higher_is_better else ("worse", "better")
+    return above if interval.low > 0 else below if interval.high < 0 else "no difference seen"
+
+
+def higher_is_better(metric: str) -> bool:
+    """The direction of a metric; an error that lists the metrics where it is none."""
+    if metric not in HIGHER_IS_BETTER:
+        raise unknown_name("metric", metric, HIGHER_IS_BETTER)
+    return HIGHER_IS_BETTER[metric]
 
 
 def _seeds_to_see(difference: float, sd: float, level: float) -> int:
@@ -252,6 +273,7 @@ def _seeds_to_see(difference: float, sd: float, level: float) -> int:
 
 def _by_setting(rows: Iterable[Row], metric: str) -> dict[Setting, dict[str, BySeed]]:
     """setting -> init -> seed -> value of the metric."""
+    higher_is_better(metric)
     found: dict[Setting, dict[str, BySeed]] = {}
     for row in rows:
         if metric not in row:
@@ -283,18 +305,14 @@ def _better_control(init: str, values: BySeed, selection: dict[str, BySeed], con
 
 
 def _family(
-    pairs: Iterable[tuple[str, str]], values: dict[str, BySeed], setting: Setting, confidence: float
+    pairs: Iterable[tuple[str, str]], values: dict[str, BySeed], setting: Setting, confidence: float, metric: str
 ) -> list[Difference]:
     """The differences corrected for together: (init, against); those of no seed in common are left out."""
     shared = {(a, b): len(values[a].keys() & values.get(b, {}).keys()) for a, b in pairs}
     m = max(1, sum(n > 1 for n in shared.values()))
-    return [
-        paired_difference(
-            values[a], values[b], init=a, against=b, setting=setting, comparisons=m, confidence=confidence
-        )
-        for (a, b), n in shared.items()
-        if n
-    ]
+    options = {"setting": setting, "comparisons": m, "confidence": confidence}
+    options["higher_is_better"] = higher_is_better(metric)
+    return [paired_difference(values[a], values[b], init=a, against=b, **options) for (a, b), n in shared.items() if n]
 
 
 def _ratio(gain: np.ndarray, whole: np.ndarray, level: float) -> Interval:
