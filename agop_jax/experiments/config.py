@@ -8,11 +8,26 @@ from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
-from ml_collections import config_dict
+from ml_collections import config_dict, config_flags
+from ml_collections.config_flags import tuple_parser
 
 from agop_jax import models
 from agop_jax.core.errors import unknown_name
 from agop_jax.experiments.settings import Config
+
+
+class _ListParser(tuple_parser.TupleParser):
+    """On the command line, words parted by commas are a list, with or without quotes and brackets."""
+
+    def parse(self, argument: Any) -> tuple[Any, ...]:
+        try:
+            return super().parse(argument)
+        except ValueError:
+            words = (word.strip(" '\"") for word in argument.strip("()[] ").split(","))
+            return tuple(word for word in words if word)
+
+
+config_flags.register_flag_parser_for_type(tuple, _ListParser())
 
 
 class _Fields(ml_collections.ConfigDict):

@@ -12,6 +12,7 @@ import numpy as np
 
 from agop_jax.core.files import Row
 from agop_jax.results import statistics
+from agop_jax.results.intervals import mean_interval, steps_to_reach
 from agop_jax.results.tables import Curves
 
 BASELINE = "kaiming_normal"
@@ -130,7 +131,7 @@ def _at_chance(accuracy: float, chance: float) -> bool:
 
 
 def _accuracy(rows: Sequence[Row], chance: float, told: bool) -> dict[str, Any]:
-    interval = statistics.mean_interval([row["test_accuracy"] for row in rows])
+    interval = mean_interval([row["test_accuracy"] for row in rows])
     diverged = sum(row["diverged"] for row in rows)
     idle = diverged == len(rows) or _at_chance(interval.mean, chance)
     return {
@@ -159,7 +160,7 @@ def _steps_to_baseline(rows: Sequence[Row], curves: Curves) -> float:
         if own and baseline:
             target = baseline[-1]["validation_accuracy"]
             course = ((point["step"], point["validation_accuracy"]) for point in own)
-            reached = statistics.steps_to_reach(course, target)
+            reached = steps_to_reach(course, target)
             steps.append(math.inf if reached is None else reached)
     return float(np.median(steps)) if steps else NAN
 

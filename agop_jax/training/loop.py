@@ -215,8 +215,9 @@ class Trainer:
             return loss, (changed, (logits.argmax(-1) == labels).mean())
 
         (loss, (others, accuracy)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.variables["params"])
-        state.optimizer.hyperparams["learning_rate"] = learning_rate * self._decay(state.step)
-        updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.variables["params"])
+        rates = {**state.optimizer.hyperparams, "learning_rate": learning_rate * self._decay(state.step)}
+        optimizer = state.optimizer._replace(hyperparams=rates)
+        updates, optimizer = self._optimizer.update(gradient, optimizer, state.variables["params"])
         params = optax.apply_updates(state.variables["params"], updates)
         new = TrainState(
             step=state.step + 1,

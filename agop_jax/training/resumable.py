@@ -189,7 +189,14 @@ class _Checkpoints:
             self._restore(run)
 
     def _restore(self, run: Run) -> None:
-        if not hosts.exists(self.directory) or (step := self._manager.latest_step()) is None:
+        if not hosts.exists(self.directory):
+            return
+        if others := [path for path in self.directory.iterdir() if path.name.isdigit() and not (path / MARK).exists()]:
+            raise UserError(
+                f"{str(others[0])!r} is no whole checkpoint of this program: move it elsewhere, or choose another "
+                "workdir"
+            )
+        if (step := self._manager.latest_step()) is None:
             return
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, run.state)
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(template), about=ocp.args.JsonRestore())
