@@ -138,6 +138,12 @@ def test_missing_flags_and_files(tmp_path):
     assert "--config is missing" in done.stderr
 
 
+def test_a_mode_that_means_nothing_runs_nothing(tmp_path):
+    said = refused(tmp_path, config="configs/digits.py:quck")
+    assert "unknown mode of the config file 'quck'. Did you mean 'quick'? Known: quick." in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_config_leaves_the_results_alone(finished):
     assert "train.steps (was 20, now 21)" in refused(finished, "--config.train.steps=21")
 

@@ -1,17 +1,22 @@
 """The comparison runner: pairing, the choice of learning rates, compilations."""
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agop_jax import data
+from agop_jax import data, models
 from agop_jax.core import trees
 from agop_jax.core.errors import UserError
+from agop_jax.data import Pipeline
 from agop_jax.experiments import donors, recipients
 from agop_jax.experiments.config import experiment_config
+from agop_jax.experiments.outlines import kernel_shapes
 from agop_jax.experiments.settings import Config
 from agop_jax.experiments.sweep import Sweep
 from agop_jax.experiments.sweep_tables import Cell
+from agop_jax.training.loop import Settings, Trainer
 
 TWELVE = (
     "kaiming_normal",
@@ -144,3 +149,30 @@ def test_head_may_be_selected_too(make_sweep):
     drawn = trees.kernels(start(sweep, sweep.cells[0], 0).variables["params"])["Dense_0"]
     assert float((drawn**2).sum()) / 10 == pytest.approx(2, rel=0.6)  # E|w|^2 = 2 over 10 filters of 6 weights
     assert jax.tree.all(jax.tree.map(lambda leaf: bool(np.isfinite(leaf).all()), drawn))
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "channels"), [("resnet20", "Conv_0", 16), ("resnet18", "Conv_0", 64), ("vit_tiny", "Conv_0", 192)]
+)
+def test_the_first_filters_are_those_of_the_first_call(name, first, channels):
+    """Of a ResNet, whose blocks come before its stem by name."""
+    dataset = data.load("digits")
+    trainer = Trainer(models.create(name, 10), Pipeline.of(dataset, rgb=True, resize=32), Settings(steps=1))
+    shapes = kernel_shapes(trainer.model, trainer.pipeline, (8, 8, 1))
+    assert next(iter(shapes)) == first
+    kernels = {path: jnp.full(shape, index, jnp.float32) for index, (path, shape) in enumerate(shapes.items())}
+    params = trees.unflatten({f"{path}/kernel": kernels[path] for path in sorted(kernels)})
+    filters = recipients.first_filters(trainer, dataset, {"params": params})
+    assert filters.shape[-2:] == (3, channels)
+    assert (filters == 0).all()
+
+
+def test_a_network_without_convolutions_has_no_first_filters():
+    class Perceptron(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(10)(x.reshape(len(x), -1))
+
+    dataset = data.load("digits")
+    trainer = Trainer(Perceptron(), Pipeline.of(dataset), Settings(steps=1))
+    assert recipients.first_filters(trainer, dataset, {"params": {"Dense_0": {"kernel": np.ones((64, 10))}}}) is None
