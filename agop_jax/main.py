@@ -49,7 +49,7 @@ def parse(argv: Sequence[str]) -> list[str]:
         if flags.FLAGS.config is not None:
             flags.FLAGS.config.to_dict()  # a file that could not be read says so on first use
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(" ".join(str(_origin(error)).split())) from error
     for name in ("config", "workdir"):
         if not getattr(flags.FLAGS, name):
             raise UserError(f"--{name} is missing. {__doc__}")
@@ -59,6 +59,14 @@ def parse(argv: Sequence[str]) -> list[str]:
             f"wanted --coordinator, --num_processes and --process_id together, got --{' and --'.join(given)}"
         )
     return rest
+
+
+def _origin(error: BaseException) -> BaseException:
+    """The `UserError` of a config file, which ml_collections raises again with a traceback as its text; else itself."""
+    chain = [error]
+    while following := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(following)
+    return next((link for link in reversed(chain) if isinstance(link, UserError)), error)
 
 
 def run() -> None:
