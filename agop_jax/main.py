@@ -11,6 +11,7 @@ from agop_jax.core import hosts
 from agop_jax.core.compilation import keep_compiled_code
 from agop_jax.core.errors import UserError
 from agop_jax.experiments import experiment
+from agop_jax.experiments.settings import check_stages
 from agop_jax.training.resumable import Stopped
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -33,11 +34,11 @@ def main(argv: Sequence[str]) -> None:
     keep_compiled_code()
     if _DISTRIBUTED.value or _COORDINATOR.value:
         hosts.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    said = experiment.run(_CONFIG.value, _WORKDIR.value)
+    summary = experiment.run(_CONFIG.value, _WORKDIR.value)
     if not hosts.is_first():
         return
-    print(said)
-    if "report" in experiment.check_stages(_CONFIG.value.stages):
+    print(summary)
+    if "report" in check_stages(_CONFIG.value.stages):
         print(f"\nReport: {_WORKDIR.value}/report.html")
 
 
@@ -48,7 +49,7 @@ def parse(argv: Sequence[str]) -> list[str]:
         if flags.FLAGS.config is not None:
             flags.FLAGS.config.to_dict()  # a file that could not be read says so on first use
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(" ".join(str(_origin(error)).split())) from error
     for name in ("config", "workdir"):
         if not getattr(flags.FLAGS, name):
             raise UserError(f"--{name} is missing. {__doc__}")
@@ -58,6 +59,14 @@ def parse(argv: Sequence[str]) -> list[str]:
             f"wanted --coordinator, --num_processes and --process_id together, got --{' and --'.join(given)}"
         )
     return rest
+
+
+def _origin(error: BaseException) -> BaseException:
+    """The `UserError` of a config file, which ml_collections raises again with a traceback as its text; else itself."""
+    chain = [error]
+    while following := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(following)
+    return next((link for link in reversed(chain) if isinstance(link, UserError)), error)
 
 
 def run() -> None:

@@ -55,11 +55,12 @@ Result:   test accuracy in %, mean and 95 % t interval over 5 paired seeds, lear
 
 import ml_collections
 
-from agop_jax.experiments.config import experiment_config, shrink
+from agop_jax.experiments.config import experiment_config, require_mode, shrink
 
 
 def get_config(mode: str = "") -> ml_collections.ConfigDict:
     """The config; modes 'half' and 'double' change the recipients' width, 'quick' makes everything small."""
+    require_mode(mode, ("half", "double", "quick"))
     config = experiment_config()
     config.question = "Does what a CNN learned on CIFAR-100 make a better start on CIFAR-10 than random numbers?"
     config.data.name = "npz:cifar10.npz"  # 50,000 + 10,000 images

@@ -11,13 +11,14 @@ Result:   5 paired seeds. All inits that train come to 97.1 to 98.3 % test accur
 import ml_collections
 
 from agop_jax import INITIALIZERS
-from agop_jax.experiments.config import experiment_config, shrink
+from agop_jax.experiments.config import experiment_config, require_mode, shrink
 
 SAME_AS_COPY = ("copy_spaced", "copy_tiled")  # where donor and recipient have one width
 
 
 def get_config(mode: str = "") -> ml_collections.ConfigDict:
     """The config; mode 'quick' makes everything small."""
+    require_mode(mode)
     config = experiment_config()
     config.question = "Does a donor's NFM or AGOP make a better start than random numbers, on 8 x 8 digits?"
     config.model.features = (16, 32, 64)

@@ -13,11 +13,12 @@ Result:   test accuracy in %, 5 paired seeds of 1,000 images, learning rate by v
 
 import ml_collections
 
-from agop_jax.experiments.config import experiment_config, shrink
+from agop_jax.experiments.config import experiment_config, require_mode, shrink
 
 
 def get_config(mode: str = "") -> ml_collections.ConfigDict:
     """The config; mode 'quick' makes everything small."""
+    require_mode(mode)
     config = experiment_config()
     config.question = "Does a LeNet-5 trained on MNIST make a better start for another LeNet-5 than random numbers?"
     config.data.name = "npz:mnist.npz"  # 60,000 + 10,000 images, as arrays train_images, train_labels, test_...

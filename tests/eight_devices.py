@@ -22,7 +22,9 @@ from agop_jax.core.errors import UserError
 from agop_jax.data import Dataset, Pipeline, Split, load
 from agop_jax.experiments import donors
 from agop_jax.experiments.config import experiment_config
-from agop_jax.experiments.sweep import Sweep, Trained
+from agop_jax.experiments.recipients import Trained
+from agop_jax.experiments.settings import Config
+from agop_jax.experiments.sweep import Sweep
 from agop_jax.experiments.sweep_tables import Cell
 from agop_jax.results.tables import read_results
 from agop_jax.training.device_data import DeviceData
@@ -83,9 +85,9 @@ def sweeps(path: pathlib.Path, number: int, **changes) -> Callable[[], Sweep]:
     config.save_every = 0.0  # after each step, so that recipients at once save at once
     config.recipients.update(inits=("nfm", "default", "lsuv"), seeds=2, learning_rates=(0.05, 0.1), devices=number)
     config.update_from_flattened_dict(changes)
-    dataset = load("digits", validation=0.2)
-    donor = donors.donor_network(config, dataset, donors.untrained_donor(config, dataset), path / "features")
-    return lambda: Sweep(path, config, dataset, {"trained": donor})
+    dataset, settings = load("digits", validation=0.2), Config.of(config)
+    donor = donors.donor_network(settings, dataset, donors.untrained_donor(settings, dataset), path / "features")
+    return lambda: Sweep(path, settings, dataset, {"trained": donor})
 
 
 def recipients(path: pathlib.Path, number: int) -> list[dict]:

@@ -60,3 +60,9 @@ def test_public_names_are_there_and_hide_no_module(name):
     for module in pkgutil.iter_modules(package.__path__):
         assert not inspect.isroutine(getattr(package, module.name, None)), f"{name}.{module.name}"
     assert package.__all__ == sorted(package.__all__, key=lambda public: (public.upper() != public, public))
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_depends_on_assertions(path):
+    """Python leaves them out with -O."""
+    assert not [node.lineno for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)]

@@ -22,6 +22,7 @@ import pytest
 
 from agop_jax import models
 from agop_jax.core import arrays
+from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline, load, subset
 from agop_jax.training.device_data import DeviceData
 from agop_jax.training.loop import Settings, Trainer
@@ -136,6 +137,10 @@ def test_sigterm_saves_and_exits_cleanly(uninterrupted, tmp_path):
 
 @pytest.fixture(scope="module")
 def setting():
+    return small_setting()
+
+
+def small_setting():
     dataset = load("digits", validation=0.2)
     trainer = Trainer(
         models.create("small_cnn", 10, features=(4, 8)), Pipeline.of(dataset, pad=1, flip=True), Settings(steps=24)
@@ -189,5 +194,43 @@ def test_damaged_checkpoint_is_named(setting, tmp_path):
     for file in (tmp_path / "run").rglob("*"):
         if file.is_file() and "about" not in file.parts:
             file.write_bytes(b"")
-    with pytest.raises(Exception, match=r"run/1.*cannot be read: delete"):
+    left = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(
+        UserError, match=r"run/1' cannot be read \(.+\): restore its files, or move .*run' elsewhere"
+    ) as error:
         run(setting, tmp_path / "run")
+    assert "delete" not in str(error.value)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == left
+
+
+OTHER_DEVICES = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+import jax
+import test_crash as crash
+from agop_jax.core import devices
+assert jax.device_count() == 8
+stop = lambda _, step: crash.os.kill(crash.os.getpid(), crash.signal.SIGTERM) if step == 7 else None
+with devices.only(jax.devices()[int(sys.argv[2]):]), crash.stoppable():
+    try:
+        crash.run(crash.small_setting(), Path(sys.argv[1]), stop)
+    except crash.Stopped:
+        print("stopped")
+"""
+
+
+@pytest.mark.parametrize("first", [0, 5], ids=["all eight", "the last three"])
+def test_a_checkpoint_of_other_devices_goes_on_here(first, setting, tmp_path):
+    """Devices 5 to 7 do not exist in the process that goes on."""
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", OTHER_DEVICES, str(tmp_path / "run"), str(first), str(Path(__file__).parent)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "stopped", done.stderr[-2000:]
+    assert (tmp_path / "run" / "7").is_dir()
+    steps = []
+    resumed = run(setting, tmp_path / "run", lambda _, step: steps.append(step))
+    assert steps[0] == 8
+    wanted = run(setting, tmp_path / "whole")
+    losses = [[record["validation_loss"] for record in one.history] for one in (resumed, wanted)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)

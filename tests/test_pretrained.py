@@ -16,7 +16,7 @@ from agop_jax.core import trees
 from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline
 from agop_jax.experiments import donors
-from agop_jax.experiments.config import experiment_config
+from agop_jax.experiments.settings import Config
 from agop_jax.models import create
 from agop_jax.models.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from agop_jax.models.pretrained import Pretrained, load_pretrained, save_pretrained
@@ -47,7 +47,7 @@ def test_images_are_shown_as_the_donor_knows_them():
     """Not with the constants of the data set at hand."""
     dataset = data.load("digits", validation=0.2)
     donor = Pretrained(create("small_cnn", 10), {}, (0.25,), (0.5,))
-    images = donors.donor_pipeline(experiment_config(), dataset, donor)(jnp.full((1, 2, 2, 1), 255, jnp.uint8))
+    images = donors.donor_pipeline(Config(), dataset, donor)(jnp.full((1, 2, 2, 1), 255, jnp.uint8))
     np.testing.assert_allclose(images, (1 - 0.25) / 0.5)
 
 

@@ -42,7 +42,7 @@ def finished(tmp_path_factory) -> Path:
 
 
 def test_leaves_what_the_readme_promises(finished):
-    for name in ("config.json", "environment.json", "results.csv", "summary.csv", "report.html", "donor.json"):
+    for name in ("config.json", "environments.jsonl", "results.csv", "summary.csv", "report.html", "donor.json"):
         assert (finished / name).stat().st_size > 0, name
     assert len(rows(finished)) == 6  # 3 inits x 2 seeds
     assert len(list((finished / "metrics").glob("*.jsonl"))) == 7  # and the donor
@@ -73,7 +73,7 @@ def test_another_picture_is_drawn_anew(finished, tmp_path):
     assert call(workdir, f"--config.pictures.image={photograph}").returncode == 0
     changed = {name for name, data in contents(workdir).items() if data != before.get(name)}
     drawn = {f"figures/donor_{name}.{kind}" for name in ("transforms", "feature_maps") for kind in ("png", "svg")}
-    assert changed == drawn | {"gallery.json", "config.json", "environment.json", "report.html"}
+    assert changed == drawn | {"gallery.json", "config.json", "report.html"}
 
 
 def test_second_call_redoes_nothing_and_more_seeds_only_add(finished, tmp_path):
@@ -82,10 +82,7 @@ def test_second_call_redoes_nothing_and_more_seeds_only_add(finished, tmp_path):
     before, donor = contents(workdir), (workdir / "donor" / "metadata.json").stat().st_mtime_ns
     assert call(workdir).returncode == 0
     after = contents(workdir)
-    assert {name for name in before if before[name] != after.get(name)} <= {
-        "environment.json",
-        "report.html",
-    }  # the date
+    assert after == before
     assert call(workdir, "--config.recipients.seeds=3").returncode == 0
     assert (workdir / "donor" / "metadata.json").stat().st_mtime_ns == donor
     assert [row for row in rows(workdir) if int(row["seed"]) < 2] == rows(finished)
@@ -139,6 +136,12 @@ def test_missing_flags_and_files(tmp_path):
     )
     assert done.returncode == 2
     assert "--config is missing" in done.stderr
+
+
+def test_a_mode_that_means_nothing_runs_nothing(tmp_path):
+    said = refused(tmp_path, config="configs/digits.py:quck")
+    assert "unknown mode of the config file 'quck'. Did you mean 'quick'? Known: quick." in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_config_leaves_the_results_alone(finished):

@@ -1,15 +1,22 @@
 """The comparison runner: pairing, the choice of learning rates, compilations."""
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agop_jax import data
+from agop_jax import data, models
 from agop_jax.core import trees
 from agop_jax.core.errors import UserError
-from agop_jax.experiments import donors
+from agop_jax.data import Pipeline
+from agop_jax.experiments import donors, recipients
 from agop_jax.experiments.config import experiment_config
-from agop_jax.experiments.sweep import Cell, Sweep
+from agop_jax.experiments.outlines import kernel_shapes
+from agop_jax.experiments.settings import Config
+from agop_jax.experiments.sweep import Sweep
+from agop_jax.experiments.sweep_tables import Cell
+from agop_jax.training.loop import Settings, Trainer
 
 TWELVE = (
     "kaiming_normal",
@@ -35,15 +42,20 @@ def make_sweep(tmp_path_factory):
     config.features.num_images, config.recipients.num_images = 32, 64
     config.train.steps = 4
     dataset = data.load("digits", validation=0.2)
-    untrained = donors.untrained_donor(config, dataset)
-    donor = donors.donor_network(config, dataset, untrained, tmp_path_factory.mktemp("donor") / "features")
+    untrained = donors.untrained_donor(Config.of(config), dataset)
+    donor = donors.donor_network(Config.of(config), dataset, untrained, tmp_path_factory.mktemp("donor") / "features")
 
-    def make(**recipients) -> Sweep:
+    def make(**fields) -> Sweep:
         changed = config.copy_and_resolve_references()
-        changed.recipients.update(recipients)
-        return Sweep(tmp_path_factory.mktemp("sweep"), changed, dataset, {"trained": donor, "untrained": donor})
+        changed.recipients.update(fields)
+        path = tmp_path_factory.mktemp("sweep")
+        return Sweep(path, Config.of(changed), dataset, {"trained": donor, "untrained": donor})
 
     return make
+
+
+def start(sweep: Sweep, cell: Cell, seed: int):
+    return recipients.start(sweep.comparison, cell, seed, sweep.places[0].trainers[cell.width])
 
 
 def test_twelve_inits_times_five_seeds_compile_the_training_step_once(make_sweep):
@@ -55,13 +67,13 @@ def test_twelve_inits_times_five_seeds_compile_the_training_step_once(make_sweep
 
 def test_recipients_of_one_seed_differ_in_the_selected_layers_only(make_sweep):
     sweep = make_sweep(inits=("kaiming_normal", "nfm", "coupled_nfm"), seeds=2)
-    starts = {cell.init: trees.flatten(sweep.start(cell, 1).variables["params"]) for cell in sweep.cells}
+    starts = {cell.init: trees.flatten(start(sweep, cell, 1).variables["params"]) for cell in sweep.cells}
     he = starts["kaiming_normal"]
     for init in ("nfm", "coupled_nfm"):
         for path, leaf in starts[init].items():
             same = np.array_equal(leaf, he[path])
             assert same == (not (path.startswith("Conv_") and path.endswith("kernel"))), (init, path)
-    other = trees.flatten(sweep.start(sweep.cells[0], 0).variables["params"])
+    other = trees.flatten(start(sweep, sweep.cells[0], 0).variables["params"])
     assert not np.array_equal(other["Dense_0/kernel"], he["Dense_0/kernel"])
 
 
@@ -96,9 +108,9 @@ def test_a_run_of_the_grid_is_the_same_when_trained_again(make_sweep):
 
 def test_recipient_that_starts_from_nan_is_a_row_that_says_so(make_sweep, monkeypatch):
     sweep = make_sweep(inits=("kaiming_normal",), seeds=1)
-    start = sweep.start(sweep.cells[0], 0)
-    broken = start._replace(variables=jax.tree.map(lambda leaf: leaf * np.nan, start.variables))
-    monkeypatch.setattr(sweep, "start", lambda cell, seed: broken)
+    healthy = start(sweep, sweep.cells[0], 0)
+    broken = healthy._replace(variables=jax.tree.map(lambda leaf: leaf * np.nan, healthy.variables))
+    monkeypatch.setattr(recipients, "start", lambda *arguments: broken)
     sweep.run()
     (row,) = sweep.tables.results
     assert (row["diverged"], row["steps"], row["test_accuracy"], row["images_per_second"]) == (1, 0, 0.0, 0.0)
@@ -106,11 +118,11 @@ def test_recipient_that_starts_from_nan_is_a_row_that_says_so(make_sweep, monkey
 
 def test_sizes_and_widths(make_sweep):
     sweep = make_sweep(inits=("kaiming_normal",), seeds=1, train_sizes=(0, 100), widths=(1.0, 2.0))
-    everything = len(sweep.dataset.train.labels)
+    everything = len(sweep.comparison.dataset.train.labels)
     wanted = [(size, width) for size in (everything, 100) for width in (1.0, 2.0)]
     assert sweep.cells == [Cell("kaiming_normal", *pair) for pair in wanted]
     sweep.run()
-    kernels = [trees.kernels(sweep.start(cell, 0).variables["params"])["Conv_1"].shape for cell in sweep.cells]
+    kernels = [trees.kernels(start(sweep, cell, 0).variables["params"])["Conv_1"].shape for cell in sweep.cells]
     assert kernels == [(3, 3, 4, 6), (3, 3, 8, 12)] * 2
     assert len({(row["train_size"], row["width"]) for row in sweep.tables.results}) == 4
 
@@ -134,6 +146,33 @@ def test_bad_configs_are_refused_before_anything_is_trained(change, message, mak
 
 def test_head_may_be_selected_too(make_sweep):
     sweep = make_sweep(inits=("he_nfm",), layers=".*", seeds=1)
-    drawn = trees.kernels(sweep.start(sweep.cells[0], 0).variables["params"])["Dense_0"]
+    drawn = trees.kernels(start(sweep, sweep.cells[0], 0).variables["params"])["Dense_0"]
     assert float((drawn**2).sum()) / 10 == pytest.approx(2, rel=0.6)  # E|w|^2 = 2 over 10 filters of 6 weights
     assert jax.tree.all(jax.tree.map(lambda leaf: bool(np.isfinite(leaf).all()), drawn))
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "channels"), [("resnet20", "Conv_0", 16), ("resnet18", "Conv_0", 64), ("vit_tiny", "Conv_0", 192)]
+)
+def test_the_first_filters_are_those_of_the_first_call(name, first, channels):
+    """Of a ResNet, whose blocks come before its stem by name."""
+    dataset = data.load("digits")
+    trainer = Trainer(models.create(name, 10), Pipeline.of(dataset, rgb=True, resize=32), Settings(steps=1))
+    shapes = kernel_shapes(trainer.model, trainer.pipeline, (8, 8, 1))
+    assert next(iter(shapes)) == first
+    kernels = {path: jnp.full(shape, index, jnp.float32) for index, (path, shape) in enumerate(shapes.items())}
+    params = trees.unflatten({f"{path}/kernel": kernels[path] for path in sorted(kernels)})
+    filters = recipients.first_filters(trainer, dataset, {"params": params})
+    assert filters.shape[-2:] == (3, channels)
+    assert (filters == 0).all()
+
+
+def test_a_network_without_convolutions_has_no_first_filters():
+    class Perceptron(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(10)(x.reshape(len(x), -1))
+
+    dataset = data.load("digits")
+    trainer = Trainer(Perceptron(), Pipeline.of(dataset), Settings(steps=1))
+    assert recipients.first_filters(trainer, dataset, {"params": {"Dense_0": {"kernel": np.ones((64, 10))}}}) is None

@@ -406,3 +406,53 @@ def test_a_gallery_whose_picture_is_gone_is_named(tmp_path):
     files.atomic_write_text(tmp_path / "gallery.json", json.dumps({"entries": [entry]}))
     with pytest.raises(UserError, match=r"donor_transforms\.svg"):
         write_report(tmp_path, {})
+
+
+def short_run(path, accuracies, steps=2, starts=None):
+    """Three seeds of each init, after so few steps that some are still at chance, which is 0.1."""
+    rows = [
+        recipient(init, seed) | {"test_accuracy": value + 0.001 * seed}
+        for init, value in accuracies.items()
+        for seed in range(3)
+    ]
+    write_minimal(path, rows)
+    for row in rows:
+        name = tables.recipient_name(row["init"], row["train_size"], row["width"], row["seed"])
+        start = (starts or {}).get(row["init"], CHANCE)
+        points = [(0, start), (steps, row["test_accuracy"])]
+        losses = {"train_loss": 2.3, "train_accuracy": 0.1, "validation_loss": 2.3}
+        text = "".join(json.dumps({"step": s, "validation_accuracy": a, **losses}) + "\n" for s, a in points)
+        files.atomic_write_text(path / "metrics" / f"{name}.jsonl", text)
+    return write_report(path, DESCRIPTIONS)
+
+
+def test_a_run_that_was_too_short_says_so(tmp_path):
+    """No init has left chance, so that nothing is known of any; one that diverged is known not to train."""
+    table = short_run(tmp_path, {"kaiming_normal": 0.1, "nfm": 0.11, "zeros": 0.1, DIVERGING: 0.1})
+    told = {line.split()[0]: line for line in table.splitlines()[3:]}
+    assert all(told[init].endswith("too short to tell") for init in ("kaiming_normal", "nfm", "zeros"))
+    assert told[DIVERGING].endswith("does not train")
+    page = (tmp_path / "report.html").read_text()
+    assert "Too short to tell, since no init that began at chance has left it" in page
+    assert page.count('<span class="verdict neutral">too short to tell</span>') == 3
+
+
+def test_a_copy_that_starts_above_chance_tells_nothing_of_the_others(tmp_path):
+    table = short_run(tmp_path, {"kaiming_normal": 0.1, "copy": 0.6}, starts={"copy": 0.6})
+    assert "too short to tell" in table
+    assert "does not train" not in table
+
+
+def test_one_init_that_learned_tells_that_the_others_do_not(tmp_path):
+    table = short_run(tmp_path, {"kaiming_normal": 0.5, "zeros": 0.1})
+    assert "does not train" in table
+    assert "too short to tell" not in table
+
+
+def test_layers_are_in_the_order_of_the_tables_not_of_their_names():
+    rows = [
+        ansatz_row(layer, "trained", 1.0, 1.0, 1.0) | {"null_pearson_mean": 1.0}
+        for layer in ("Conv_0", "BasicBlock_0/Conv_0", "Dense_0", "Aaa")
+    ]
+    (_, idle), *_ = [part for part in pictures.ansatz_words(rows) if part[0].startswith("Trivial")]
+    assert idle == "Conv_0, BasicBlock_0/Conv_0, Dense_0, Aaa."

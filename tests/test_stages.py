@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agop_jax import data, load_features
+from agop_jax import load_features
 from agop_jax.core.errors import UserError
 from agop_jax.experiments import donors, experiment, workdir
 from agop_jax.experiments.config import experiment_config, shrink
+from agop_jax.experiments.settings import Config
 from agop_jax.training import loop
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -52,7 +53,7 @@ def test_extract_only(extracted):
     described = json.loads((extracted / "data.json").read_text())
     assert about["pipeline"]["resize"] == 12
     np.testing.assert_allclose(about["pipeline"]["mean"], described["mean"])
-    dataset = data.load("digits", validation=0.2)
+    dataset = experiment.load_data(Config.of(make_config("donor")), "digits")
     np.testing.assert_allclose(described["std"], dataset.std)
     assert (described["shape"], described["images"]["train"]) == ([8, 8, 1], 1150)
 
@@ -160,8 +161,9 @@ def test_features_that_are_not_there(extracted, tmp_path):
 
 
 def test_a_donor_may_see_another_size():
-    config = make_config("donor", **{"donor.resize": 10})
-    pipelines = [donors.pipeline_for(config, data.load("digits"), side) for side in (config.donor.resize, 0)]
+    config = Config.of(make_config("donor", **{"donor.resize": 10}))
+    dataset = experiment.load_data(config, "digits")
+    pipelines = [donors.pipeline_for(config, dataset, side) for side in (config.donor.resize, 0)]
     assert [pipeline(jnp.zeros((1, 8, 8, 1), jnp.uint8)).shape for pipeline in pipelines] == [
         (1, 10, 10, 1),
         (1, 12, 12, 1),

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from agop_jax.core.errors import UserError
-from agop_jax.results.statistics import compare, mean_interval, paired_difference, recovered_fraction, steps_to_reach
+from agop_jax.results.intervals import mean_interval, steps_to_reach
+from agop_jax.results.statistics import compare, paired_difference, recovered_fraction
 
 HE, ISOTROPIC, SPECTRUM = "kaiming_normal", "matched_isotropic", "matched_spectrum"
 TEN = [f"init_{i}" for i in range(10)]
@@ -338,3 +339,31 @@ def test_what_equals_the_copy_recovers_all_of_it():
 )
 def test_steps_to_reach(curve, target, step):
     assert steps_to_reach(curve, target) == step
+
+
+LOSSES = {
+    HE: [2.0, 2.1, 1.9, 2.05],
+    "copy": [1.0, 1.05, 0.92, 1.0],
+    "nfm": [1.5, 1.6, 1.42, 1.55],
+    "bad": [4.0, 4.3, 3.9, 4.1],
+}
+
+
+@pytest.mark.parametrize(("metric", "lower"), [("test_loss", True), ("seconds", True), ("images_per_second", False)])
+def test_every_metric_has_a_direction(metric, lower):
+    """A loss that is twice as large is worse, and a copy that halves it is a gain to be recovered."""
+    rows = [{**row, metric: row["test_accuracy"]} for row in table(LOSSES)]
+    verdicts = {one.init: (one.verdict, one.mean > 0) for one in compare(rows, metric=metric)}
+    up, down = ("worse", "better") if lower else ("better", "worse")
+    assert verdicts == {"copy": (down, False), "nfm": (down, False), "bad": (up, True)}
+    reference = "copy" if lower else "bad"
+    fractions = {one.init: one.fraction for one in recovered_fraction(rows, metric=metric, reference=reference)}
+    he, nfm, best = 2.0125, 1.5175, {"copy": 0.9925, "bad": 4.075}[reference]
+    assert fractions["nfm"] == pytest.approx((nfm - he) / (best - he), rel=1e-3)
+
+
+def test_what_is_no_metric_is_refused():
+    """A column that says how a recipient was made has no better or worse."""
+    rows = [{**row, "learning_rate": 0.1} for row in table({HE: FLAT, "copy": FLAT})]
+    with pytest.raises(UserError, match="unknown metric 'learning_rate'.*Known: .*test_accuracy, test_loss"):
+        compare(rows, metric="learning_rate")

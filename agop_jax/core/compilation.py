@@ -36,13 +36,30 @@ class TooLarge(UserError):  # noqa: N818
 
 def jit(function: Callable[..., Any], **options: Any) -> Any:
     """`jax.jit` with the compiler options that suit this machine; no setting of the process is changed."""
+    function = _under_default_promotion(function)
     outermost, nested = jax.jit(function, compiler_options=compiler_options(), **options), jax.jit(function, **options)
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:  # inside another jit, JAX takes no options
-        return (nested if isinstance(jnp.zeros(()), jax.core.Tracer) else outermost)(*arguments)
+        return (nested if _within_trace() else outermost)(*arguments)
 
     call.lower = outermost.lower
+    return call
+
+
+def _within_trace() -> bool:
+    with jax.transfer_guard_host_to_device("allow"):
+        return isinstance(jnp.zeros(()), jax.core.Tracer)
+
+
+def _under_default_promotion(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Strict promotion of types and ranks is for a user's own code; Optax and layers of Flax do not work under it."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return function(*arguments)
+
     return call
 
 
@@ -81,6 +98,9 @@ def compile_within_memory(
     Raises:
       TooLarge: with what is wanted and what is free.
     """
+    function = _under_default_promotion(function)
+    if jax.config.jax_disable_jit:
+        return function
     lowered = jax.jit(function, **jit_options).lower(*arguments)
     compiled, free = lowered.compile(compiler_options()), hosts.least(free_bytes())
     if needed_bytes(compiled) > min(free, ample) and jax.default_backend() == "cpu":

@@ -84,8 +84,9 @@ def whole(over: Mesh) -> NamedSharding:
 
 def divide(tree: Any, over: Mesh) -> Any:
     """Arrays of this process's own images, as a part of all processes' arrays; lengths must suit the mesh."""
-    place = lambda array: jax.make_array_from_process_local_data(divided(over), np.asarray(array))
-    return jax.tree.map(place, tree)
+    put = lambda array: jax.make_array_from_process_local_data(divided(over), np.asarray(array))
+    with jax.transfer_guard_host_to_device("allow"):  # meant to be a transfer, which JAX cannot know
+        return jax.tree.map(put, tree)
 
 
 def spread(array: np.ndarray, over: Mesh) -> jax.Array:
@@ -93,15 +94,23 @@ def spread(array: np.ndarray, over: Mesh) -> jax.Array:
     length = round_up(len(array), over.size) // over.size
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
-        found = array[index]
-        return np.pad(found, [(0, length - len(found))] + [(0, 0)] * (found.ndim - 1))
+        rows = array[index]
+        return np.pad(rows, [(0, length - len(rows))] + [(0, 0)] * (rows.ndim - 1))
 
-    return jax.make_array_from_callback((length * over.size, *array.shape[1:]), divided(over), part)
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_callback((length * over.size, *array.shape[1:]), divided(over), part)
 
 
 def replicate(tree: Any, over: Mesh) -> Any:
     """Arrays on every device; of several processes, the first one's arrays."""
     return jax.device_put(hosts.of_first(tree), whole(over))
+
+
+def place(tree: Any, over: Mesh) -> Any:
+    """Host values that all processes computed alike, on every device; the processes do not compare them."""
+    if not hosts.several():
+        return jax.device_put(tree, whole(over))
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(whole(over), np.asarray(array)), tree)
 
 
 def collect(tree: Any, over: Mesh) -> Any:

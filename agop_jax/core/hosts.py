@@ -4,11 +4,9 @@ JAX does the work (`jax.distributed` and the collectives of XLA); here is what t
 process nothing here costs anything.
 """
 
-import atexit
 import contextlib
 import faulthandler
 import os
-import subprocess
 import zlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -24,7 +22,6 @@ from agop_jax.core.errors import UserError
 HEARTBEAT_SECONDS = 30  # after which a process that fell silent counts as dead, and the others end
 LOST = ("gloo", "nccl", "coordination service", "coordinationservice", "heartbeat")  # in messages of a lost connection
 _ALONE: ContextVar[bool] = ContextVar("alone", default=False)
-_HERALD: list[subprocess.Popen] = []
 
 
 def initialize(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
@@ -53,28 +50,8 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
             f"the processes could not be joined ({reason}): where JAX does not know the cluster, start each with "
             "--coordinator=HOST:PORT --num_processes=N --process_id=0 to N-1"
         ) from error
-    _set_herald()
-
-
-def _set_herald() -> None:
-    """Has it said if this process is ended out of Python's reach.
-
-    JAX aborts a process that loses the first one. So a shell waits at the end of a pipe, and speaks if the pipe closes
-    before this process said that it ends by itself.
-    """
-    faulthandler.disable()  # a page of stack for an end that is no fault of this process
-    line = (
-        f"agop_jax: process {jax.process_index()} of {jax.process_count()} was ended: another has ended before (see "
-        "what it said), or the network between them failed: the same commands continue from the last checkpoint"
-    )
-    command = ["/bin/sh", "-c", 'read -r _ || echo "$0" >&2', line]
-    _HERALD.append(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True))
-    atexit.register(_dismiss_herald)
-
-
-def _dismiss_herald() -> None:
-    while _HERALD:
-        _HERALD.pop().communicate(b"\n")
+    # JAX aborts a process that loses the first one: a page of stack would hide the line that says so
+    faulthandler.disable()
 
 
 def lost_another(error: BaseException) -> bool:
@@ -94,7 +71,6 @@ def describe_failure(error: BaseException) -> str:
 
 def leave(status: int) -> NoReturn:
     """Ends this process alone: an orderly exit would wait for the others, and they for this one."""
-    _dismiss_herald()
     os._exit(status)
 
 
@@ -139,8 +115,8 @@ def by_first(work: Callable[[], None]) -> None:
     if is_first():
         try:
             work()
-        except UserError as found:
-            error = found
+        except UserError as caught:
+            error = caught
     (failed,) = any_of(error is not None)
     if error:
         raise error

@@ -59,7 +59,8 @@ class Pipeline:
         if self.resize:
             n, _, _, c = pixels.shape
             pixels = jax.image.resize(pixels, (n, self.resize, self.resize, c), "bilinear", antialias=True)
-        return (pixels / 255 - jnp.array(self.mean)) / jnp.array(self.std)  # broadcasts one channel to three
+        mean, std = (np.array(constants, np.float32).reshape(1, 1, 1, -1) for constants in (self.mean, self.std))
+        return (pixels / 255 - mean) / std  # broadcasts one channel to three
 
     def augment(self, images: Images, key: PRNGKey) -> Images:
         """Pad-crop and mirror, on uint8; the identity where both are off."""

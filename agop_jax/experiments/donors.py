@@ -20,6 +20,8 @@ from agop_jax.core.compilation import GIB, free_bytes
 from agop_jax.core.errors import UserError
 from agop_jax.core.types import Array, Variables
 from agop_jax.data import AnySplit, Dataset, Pipeline, subset
+from agop_jax.experiments.keys import Role, key, stream
+from agop_jax.experiments.settings import Config
 from agop_jax.experiments.workdir import CHECKPOINTS, DONOR
 from agop_jax.features import store
 from agop_jax.features.extraction import extract
@@ -28,7 +30,7 @@ from agop_jax.initializers.model import initialize
 from agop_jax.models.pretrained import Pretrained, load_pretrained, save_pretrained
 from agop_jax.training.curves import write_curves
 from agop_jax.training.device_data import DeviceData, on_devices
-from agop_jax.training.loop import Run, Settings, Trainer
+from agop_jax.training.loop import Run, Trainer
 from agop_jax.training.resumable import train_resumable
 
 
@@ -50,33 +52,40 @@ class DonorNetwork:
         return dataclasses.replace(self, features=features, variables=self.variables if network else None)
 
 
-def pipeline_for(config: Any, dataset: Dataset, resize: int = 0) -> Pipeline:
+def pipeline_for(config: Config, dataset: Dataset, resize: int = 0) -> Pipeline:
     """From stored images to what a network sees, by `config.data`; `resize` comes before that of the config."""
-    wanted = config.data
-    return Pipeline.of(dataset, rgb=wanted.rgb, pad=wanted.pad, flip=wanted.flip, resize=resize or wanted.resize)
+    data = config.data
+    return Pipeline.of(dataset, rgb=data.rgb, pad=data.pad, flip=data.flip, resize=resize or data.resize)
 
 
-def load_donor(config: Any, dataset: Dataset, path: Path) -> Pretrained:
-    """The donor that the directory keeps; if there is none, it is trained or taken from its source first."""
+def load_donor(config: Config, dataset: Dataset, path: Path, environment: str = "") -> Pretrained:
+    """The donor that the directory keeps; if there is none, it is trained or taken from its source first.
+
+    Args:
+      config: of the experiment.
+      dataset: the donor's.
+      path: the work directory.
+      environment: key of this call's environment, which `donor.json` states.
+    """
     if hosts.exists(path / DONOR):
         logging.info("donor: read from %s", path / DONOR)
     elif config.donor.source:
-        keep_source(config, dataset, path)
+        keep_source(config, dataset, path, environment)
     else:
-        train_donor(config, dataset, path)
+        train_donor(config, dataset, path, environment)
     return load_pretrained(config.model.name, f"orbax:{path / DONOR}")
 
 
-def keep_source(config: Any, dataset: Dataset, path: Path) -> None:
+def keep_source(config: Config, dataset: Dataset, path: Path, environment: str) -> None:
     """Copies a donor that was trained elsewhere; its accuracy is known where its classes may be those of the data."""
-    wanted, fields = config.donor, config.model.to_dict()
+    source, network = config.donor, config.model
     classes = dataset.num_classes if config.features.outputs == "loss" else None  # the loss needs labels
     donor = load_pretrained(
-        fields.pop("name"), wanted.source, num_classes=classes, mean=wanted.mean, std=wanted.std, **fields
+        network.name, source.source, num_classes=classes, mean=source.mean, std=source.std, **network.fields
     )
-    summary: dict[str, Any] = {"source": wanted.source}
+    summary: dict[str, Any] = {"source": source.source, "environment": environment}
     if donor.model.num_classes == dataset.num_classes:
-        trainer = Trainer(donor.model, donor_pipeline(config, dataset, donor), Settings(**wanted.train))
+        trainer = Trainer(donor.model, donor_pipeline(config, dataset, donor), source.train)
         variables = devices.replicate(donor.variables, trainer.mesh)
         test_loss, test_accuracy = trainer.evaluate(variables, on_devices(dataset.test, trainer.mesh))
         summary |= {"test_accuracy": test_accuracy, "test_loss": test_loss}
@@ -84,10 +93,10 @@ def keep_source(config: Any, dataset: Dataset, path: Path) -> None:
     save_pretrained(path / DONOR, donor, summary)
 
 
-def train_donor(config: Any, dataset: Dataset, path: Path) -> None:
+def train_donor(config: Config, dataset: Dataset, path: Path, environment: str) -> None:
     """Trains the donor on its data."""
     start = untrained_donor(config, dataset)
-    trainer = Trainer(start.model, pipeline_for(config, dataset, config.donor.resize), Settings(**config.donor.train))
+    trainer = Trainer(start.model, pipeline_for(config, dataset, config.donor.resize), config.donor.train)
     data = DeviceData.of(dataset, trainer.mesh)
     done = _trained(config, trainer, start.variables, data, dataset.train, path / CHECKPOINTS / DONOR)
     if done.diverged:
@@ -96,70 +105,73 @@ def train_donor(config: Any, dataset: Dataset, path: Path) -> None:
             f"(now {config.donor.learning_rate:g})"
         )
     test_loss, test_accuracy = trainer.evaluate(done.state.variables, data.test)
-    summary = {"test_accuracy": test_accuracy, "test_loss": test_loss, **done.history[-1]}
+    summary = {"test_accuracy": test_accuracy, "test_loss": test_loss, **done.history[-1], "environment": environment}
     write_curves(path, DONOR, done.history)
     files.atomic_write_text(path / "donor.json", json.dumps(summary, indent=1))
     save_pretrained(path / DONOR, start._replace(variables=jax.device_get(done.state.variables)), summary)
 
 
 def _trained(
-    config: Any, trainer: Trainer, variables: Variables, data: DeviceData, split: AnySplit, directory: Path
+    config: Config, trainer: Trainer, variables: Variables, data: DeviceData, split: AnySplit, directory: Path
 ) -> Run:
-    indices, rate = subset(split, None, config.seed), config.donor.learning_rate
+    indices, rate = subset(split, None, stream(Role.DONOR_IMAGES, config.seed)), config.donor.learning_rate
+    seed = stream(Role.DONOR_TRAINING, config.seed)
     with tqdm(
         total=config.donor.train.steps, unit="step", desc="donor", dynamic_ncols=True, disable=not hosts.is_first()
     ) as bar:
         on_step = lambda run, step: bar.update(step - bar.n)
         return train_resumable(
-            trainer, trainer.start(variables), data, indices, rate, config.seed, directory, on_step, config.save_every
+            trainer, trainer.start(variables), data, indices, rate, seed, directory, on_step, config.save_every
         )
 
 
-def untrained_donor(config: Any, dataset: Dataset, model: nn.Module | None = None) -> Pretrained:
+def untrained_donor(config: Config, dataset: Dataset, model: nn.Module | None = None) -> Pretrained:
     """A donor before its training, of this network or of the config's."""
-    model = model or _model(config, dataset)
+    model = model or config.model.network(dataset.num_classes)
     pipeline = pipeline_for(config, dataset, config.donor.resize)
     sample = pipeline(jnp.asarray(dataset.train.take(np.arange(1)).load().images))
-    own_key, draw_key = jax.random.split(jax.random.key(config.seed))
+    own_key, draw_key = jax.random.split(key(Role.DONOR_START, config.seed))
     variables = models.own_variables(model, own_key, sample)
     variables = initialize(model, variables, sample, None, config.donor.init, key=draw_key)
     return Pretrained(model, variables, pipeline.mean, pipeline.std)
 
 
-def donor_pipeline(config: Any, dataset: Dataset, donor: Pretrained) -> Pipeline:
+def donor_pipeline(config: Config, dataset: Dataset, donor: Pretrained) -> Pipeline:
     """What shows the data to the donor: with the constants it was trained with."""
     pipeline = pipeline_for(config, dataset, config.donor.resize)
-    wanted, found = len(donor.mean), len(pipeline.mean)
-    if wanted != found:
-        hint = ": set config.data.rgb=True" if (wanted, found) == (3, 1) else ""
-        raise UserError(f"the donor takes {wanted} channels, the images of {dataset.name!r} have {found}{hint}")
+    channels, present = len(donor.mean), len(pipeline.mean)
+    if channels != present:
+        hint = ": set config.data.rgb=True" if (channels, present) == (3, 1) else ""
+        raise UserError(f"the donor takes {channels} channels, the images of {dataset.name!r} have {present}{hint}")
     return dataclasses.replace(pipeline, mean=donor.mean, std=donor.std)
 
 
-def donor_network(config: Any, dataset: Dataset, donor: Pretrained, path: Path) -> DonorNetwork:
+def donor_network(config: Config, dataset: Dataset, donor: Pretrained, path: Path) -> DonorNetwork:
     """A donor with its features, which are extracted, or read from `path` if they are there."""
     pipeline = donor_pipeline(config, dataset, donor)
     if not hosts.exists(path):
-        wanted = config.features
+        section = config.features
         images = feature_images(config, dataset)
-        options = {"method": wanted.method, "outputs": wanted.outputs, "batch_size": wanted.batch_size}
+        options = {"method": section.method, "outputs": section.outputs, "batch_size": section.batch_size}
         part, parts = hosts.part()
         mine = images.take(np.arange(part, len(images.labels), parts))
-        batches = network_batches(pipeline, mine, wanted.batch_size)
-        features = extract(donor.model, donor.variables, batches, **options)
+        batches = network_batches(pipeline, mine, section.batch_size)
+        probes = key(Role.FEATURE_PROBES, config.seed)
+        features = extract(donor.model, donor.variables, batches, key=probes, **options)
         about = {"model": models.describe(donor.model), "data": dataset.name, "num_images": len(images.labels)}
         about |= {**options, "pipeline": dataclasses.asdict(pipeline)}
         store.save_features(path, features, json.loads(json.dumps(about)))
     return DonorNetwork(donor.model, donor.variables, pipeline, store.load_features(path))
 
 
-def stored_donor(config: Any, dataset: Dataset) -> DonorNetwork:
+def stored_donor(config: Config, dataset: Dataset) -> DonorNetwork:
     """Features that were extracted elsewhere, of a network that is not here."""
     features = store.load_features(Path(config.features.source).expanduser())
-    return DonorNetwork(_model(config, dataset), None, pipeline_for(config, dataset, config.donor.resize), features)
+    model = config.model.network(dataset.num_classes)
+    return DonorNetwork(model, None, pipeline_for(config, dataset, config.donor.resize), features)
 
 
-def feature_images(config: Any, dataset: Dataset) -> AnySplit:
+def feature_images(config: Config, dataset: Dataset) -> AnySplit:
     """The images that features are extracted from."""
     return dataset.train.take(np.arange(min(config.features.num_images, len(dataset.train.labels))))
 
@@ -202,7 +214,3 @@ def spectra(features: Mapping[str, LayerFeatures], layers: str) -> list[dict[str
             values = np.sort(np.ravel(getattr(layer, name).values))[::-1]
             rows += [{"layer": path, "matrix": name, "index": i, "eigenvalue": float(v)} for i, v in enumerate(values)]
     return rows
-
-
-def _model(config: Any, dataset: Dataset) -> nn.Module:
-    return models.create(**config.model, num_classes=dataset.num_classes)

@@ -5,54 +5,63 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
 from agop_jax.core import devices, files, hosts
-from agop_jax.core.errors import UserError, unknown_name
+from agop_jax.core.errors import UserError
 from agop_jax.data import Dataset, StoredSplit, load, measured
-from agop_jax.experiments import gallery, workdir
+from agop_jax.experiments import checks, gallery, workdir
+from agop_jax.experiments.checks import Outline
 from agop_jax.experiments.donors import (
     DonorNetwork,
     donor_network,
+    donor_pipeline,
     feature_images,
     load_donor,
     network_batches,
+    pipeline_for,
     require_room,
     spectra,
     stored_donor,
     untrained_donor,
 )
+from agop_jax.experiments.keys import Role, stream
+from agop_jax.experiments.settings import Config, check_stages
 from agop_jax.experiments.sweep import Sweep
 from agop_jax.experiments.workdir import DONOR, FEATURES, SPECTRA
-from agop_jax.features.extraction import METHODS
-from agop_jax.features.grams import output_function
 from agop_jax.initializers.coupling import POOR_FIT
 from agop_jax.initializers.registry import INITIALIZERS, Method, get_method
 from agop_jax.results import page
 from agop_jax.training.resumable import stoppable
 
-STAGES = ("donor", "features", "recipients", "report")
 
-
-def run(config: Any, directory: str | Path) -> str:
+def run(config: ml_collections.ConfigDict, directory: str | Path) -> str:
     """Runs an experiment, or what is missing of it, in a directory.
 
     Args:
-      config: an `ml_collections.ConfigDict` with the fields of `defaults.py`.
+      config: `experiment_config()`, changed.
       directory: made if need be. A second call with the same config redoes nothing that is finished.
 
     Returns:
       The table of results as text; of a call without the stage 'report', what it left in the directory.
     """
-    path = Path(directory).expanduser().absolute()
     hosts.require_same("configs", json.dumps(config.to_dict()), "give all the same --config and overrides")
-    methods, stages = check_names(config), check_stages(config.stages)
+    return run_config(Config.of(config), workdir.local_directory(directory))
+
+
+def run_config(config: Config, path: Path) -> str:
+    """`run` with checked fields, in a directory by its absolute path."""
+    stages = check_stages(config.stages)
+    if config.pictures.enabled and config.pictures.image:
+        gallery.read_picture(config.pictures.image)
     recipient_data = load_data(config, config.data.name)
     donor_data = donor_dataset(config, recipient_data)
+    checks.check_training(config, recipient_data, donor_data)
     gallery.check_picture(config, donor_data)
     with workdir.locked(path), stoppable():
-        workdir.claim(path, config.to_dict(), describe(recipient_data, donor_data))
-        donors = make_donors(config, donor_data, path, stages, methods)
+        environment = workdir.claim(path, config.to_dict(), describe(recipient_data, donor_data))
+        donors = make_donors(config, donor_data, recipient_data, path, environment)
         if donors:
             require_room(donors["trained"].features, config.recipients.layers)
             files.write_rows(path / SPECTRA, spectra(donors["trained"].features, config.recipients.layers))
@@ -60,44 +69,28 @@ def run(config: Any, directory: str | Path) -> str:
             with devices.only(jax.local_devices()):
                 describe_donor(config, donor_data, donors["trained"], path)
         if "recipients" in stages:
-            network = any(method.coupled for method in methods)
+            network = any(method.needs_network for method in methods(config))
             donors = {name: d.for_recipients(config.recipients.layers, network) for name, d in donors.items()}
-            Sweep(path, config, recipient_data, donors).run()
-        said = f"Done in {path}: {', '.join(stages)}"
+            Sweep(path, config, recipient_data, donors, environment).run()
+        summary = f"Done in {path}: {', '.join(stages)}"
         if "report" in stages and hosts.is_first():
-            said = page.write_report(path, INITIALIZERS, POOR_FIT)
+            summary = page.write_report(path, INITIALIZERS, POOR_FIT)
         hosts.wait("done")  # who leaves first would take the others along
-        return said
+        return summary
 
 
-def check_names(config: Any) -> list[Method]:
-    """The methods of the inits. What can be known to be wrong is said before anything is trained."""
-    if config.features.method not in METHODS:
-        raise unknown_name("method", config.features.method, METHODS)
-    output_function(config.features.outputs)
-    if config.pictures.enabled and config.pictures.image:
-        gallery.read_picture(config.pictures.image)
+def methods(config: Config) -> list[Method]:
+    """Those of the inits."""
     return [get_method(init) for init in config.recipients.inits]
 
 
-def check_stages(wanted: str) -> list[str]:
-    """The stages of 'donor,features', in the order they run."""
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
-    for name in names:
-        if name not in STAGES:
-            raise unknown_name("stage", name, STAGES)
-    if not names:
-        raise UserError(f"config.stages: wanted one or more of {', '.join(STAGES)}, got none")
-    return [stage for stage in STAGES if stage in names]
-
-
-def load_data(config: Any, name: str) -> Dataset:
+def load_data(config: Config, name: str) -> Dataset:
     """A data set, split as the config says."""
-    wanted = config.data
-    return load(name, validation=wanted.validation, seed=config.seed, size=wanted.size, memory=wanted.memory)
+    section, seed = config.data, stream(Role.VALIDATION_SPLIT, config.seed)
+    return load(name, validation=section.validation, seed=seed, size=section.size, memory=section.memory)
 
 
-def donor_dataset(config: Any, recipient_data: Dataset) -> Dataset:
+def donor_dataset(config: Config, recipient_data: Dataset) -> Dataset:
     """The donor's own data, or the recipients' where `config.donor.data` is empty."""
     name = config.donor.data or config.data.name
     return recipient_data if name == config.data.name else load_data(config, name)
@@ -135,29 +128,62 @@ def _contents(dataset: Dataset) -> dict[str, Any]:
 
 
 def make_donors(
-    config: Any, dataset: Dataset, path: Path, stages: list[str], methods: list[Method]
+    config: Config, dataset: Dataset, recipient_data: Dataset, path: Path, environment: str
 ) -> dict[str, DonorNetwork]:
-    """The donor, and its untrained twin if asked for, as far as these stages make and need them."""
+    """The donor, and its untrained twin if asked for, as far as the stages of this call make and need them.
+
+    What shapes tell of the config is checked as soon as the donor's are known: before it is trained.
+    """
+    stages = check_stages(config.stages)
     if config.features.source:
-        _require_no_network(config, methods)
-        return {"trained": stored_donor(config, dataset)}
+        _require_no_network(config)
+        donor = stored_donor(config, dataset)
+        _check(config, stages, _stored_outline(donor, dataset), recipient_data)
+        return {"trained": donor}
     if stages == ["report"]:
         return {}
     _require(stages, "donor", path / DONOR)
-    donor = load_donor(config, dataset, path)
+    known = bool(config.donor.source) or hosts.exists(path / DONOR)
+    if not known:
+        _check(config, stages, _config_outline(config, dataset), recipient_data)
+    donor = load_donor(config, dataset, path, environment)
+    if known:
+        pipeline = donor_pipeline(config, dataset, donor)
+        shapes = checks.outline(donor.model, pipeline, dataset.train.shape, donor.model.num_classes)
+        _check(config, stages, shapes, recipient_data)
     if stages == ["donor"]:
         return {}
     _require(stages, "features", path / FEATURES)
     donors = {"trained": donor_network(config, dataset, donor, path / FEATURES)}
-    if any(method.untrained for method in methods):
+    if any(method.untrained for method in methods(config)):
         start = untrained_donor(config, dataset, donor.model)._replace(mean=donor.mean, std=donor.std)
         donors["untrained"] = donor_network(config, dataset, start, path / f"{FEATURES}_untrained")
     return donors
 
 
-def _require_no_network(config: Any, methods: list[Method]) -> None:
-    for init, method in zip(config.recipients.inits, methods, strict=True):
-        if method.coupled or method.untrained:
+def _check(config: Config, stages: list[str], donor: Outline, recipient_data: Dataset) -> None:
+    checks.check_donor(config, donor)
+    if "recipients" in stages:
+        checks.check_recipients(config, recipient_data, donor)
+
+
+def _config_outline(config: Config, dataset: Dataset) -> Outline:
+    """Of a donor that is to be trained here."""
+    pipeline = pipeline_for(config, dataset, config.donor.resize)
+    network = config.model.network(dataset.num_classes)
+    return checks.outline(network, pipeline, dataset.train.shape, dataset.num_classes)
+
+
+def _stored_outline(donor: DonorNetwork, dataset: Dataset) -> Outline:
+    """Of a donor that is known by its features alone."""
+    kernels = {path: layer.kernel.shape for path, layer in donor.features.items()}
+    channels = len(donor.pipeline.mean)
+    return Outline(kernels, (*dataset.train.shape[:2], channels), dataset.num_classes)
+
+
+def _require_no_network(config: Config) -> None:
+    for init, method in zip(config.recipients.inits, methods(config), strict=True):
+        if method.needs_network or method.untrained:
             raise UserError(
                 f"init {init!r} needs the donor as a network, config.features.source has features alone: "
                 "name the donor's work directory as --workdir with --config.stages=recipients,report"
@@ -172,7 +198,7 @@ def _require(stages: list[str], stage: str, made: Path) -> None:
         )
 
 
-def describe_donor(config: Any, dataset: Dataset, donor: DonorNetwork, path: Path) -> None:
+def describe_donor(config: Config, dataset: Dataset, donor: DonorNetwork, path: Path) -> None:
     """What it learned: the ansatz with its null, on the images of the features, and pictures."""
     used = feature_images(config, dataset)
     batches = network_batches(donor.pipeline, used, config.features.batch_size)

@@ -19,6 +19,8 @@ from agop_jax.core.errors import UserError
 from agop_jax.data import Dataset
 from agop_jax.data.images import read_photograph
 from agop_jax.experiments.donors import DonorNetwork
+from agop_jax.experiments.keys import Role, stream
+from agop_jax.experiments.settings import Config
 from agop_jax.experiments.workdir import ANSATZ, GALLERY
 from agop_jax.models.pretrained import Pretrained
 from agop_jax.results import feature_figures, figures
@@ -28,7 +30,12 @@ SHOWN = 5  # layers of one picture, spread evenly over the network
 
 
 def write_ansatz(
-    path: Path, config: Any, donor: DonorNetwork, untrained: Pretrained | None, images: np.ndarray, labels: np.ndarray
+    path: Path,
+    config: Config,
+    donor: DonorNetwork,
+    untrained: Pretrained | None,
+    images: np.ndarray,
+    labels: np.ndarray,
 ) -> None:
     """`ansatz.csv`, unless it is there.
 
@@ -54,7 +61,7 @@ def write_ansatz(
         resamples=wanted.resamples,
         outputs=outputs,
         labels=labels if outputs == "loss" else None,
-        seed=config.seed,
+        seed=stream(Role.ANSATZ, config.seed),
     )
     files.write_rows(path / ANSATZ, rows)
 
@@ -67,7 +74,7 @@ def read_picture(file: str) -> np.ndarray:
         raise UserError(f"pictures.image: {error}") from None
 
 
-def check_picture(config: Any, donor_data: Dataset) -> None:
+def check_picture(config: Config, donor_data: Dataset) -> None:
     """Refuses `pictures.image`, which has one channel or three, for a donor that takes another number."""
     channels = donor_data.train.shape[-1]
     if config.pictures.enabled and config.pictures.image and channels not in (1, 3):
@@ -77,12 +84,12 @@ def check_picture(config: Any, donor_data: Dataset) -> None:
         )
 
 
-def write_gallery(path: Path, config: Any, donor: DonorNetwork, dataset: Dataset) -> None:
+def write_gallery(path: Path, config: Config, donor: DonorNetwork, dataset: Dataset) -> None:
     """`figures/donor_*` and `gallery.json`, which names them with their captions; unless it is there for this picture.
 
     An experiment does not depend on its pictures: what goes wrong with them is logged and noted in `gallery.json`.
     """
-    wanted = {name: config.pictures[name] for name in ("image", "layers")}
+    wanted = {"image": config.pictures.image, "layers": config.pictures.layers}
     if not config.pictures.enabled or _is_drawn(path, wanted):
         return
     try:

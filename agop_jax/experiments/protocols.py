@@ -5,7 +5,7 @@
 
 import ml_collections
 
-from agop_jax.experiments.config import experiment_config, shrink
+from agop_jax.experiments.config import experiment_config, require_mode, shrink
 
 # the original's names, without zeros, normal and uniform, too small for a network without normalisation
 RANDOM = ("default", "xavier_normal", "kaiming_uniform", "kaiming_normal")
@@ -25,6 +25,7 @@ def few_images(
       model: of donor and recipients.
       train_size: images of each recipient.
     """
+    require_mode(mode)
     config = experiment_config()
     config.question = question
     config.data.name = data
@@ -67,6 +68,7 @@ def original_vgg11(question: str, data: str, train_images: int, mode: str) -> ml
       train_images: of the data set before the 80/20 split; epochs are counted in steps here.
       mode: 'quick' makes everything small and puts a narrow donor, trained here, in place of ImageNet's.
     """
+    require_mode(mode)
     config = experiment_config()
     config.question = question
     config.data.name = data
@@ -105,6 +107,6 @@ def _shrink_vgg11(config: ml_collections.ConfigDict) -> None:
     _shrink(config)
     config.donor.source = ""
     config.features.outputs = (0, 1)
-    del config.model.head
+    config.model.head = None
     config.model.width = 1 / 16
     config.data.resize = 32

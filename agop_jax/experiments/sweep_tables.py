@@ -1,15 +1,14 @@
 """What a sweep has measured so far: its tables in the work directory, kept whole whoever adds to them."""
 
-import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from agop_jax.core import files
+from agop_jax.experiments import tuning
+from agop_jax.experiments.settings import RecipientConfig
 from agop_jax.experiments.workdir import FITS, RATES, RESULTS
 from agop_jax.results import tables
 
@@ -27,14 +26,21 @@ class Cell:
         return tables.recipient_name(self.init, self.train_size, self.width, seed)
 
 
+def sweep_cells(recipients: RecipientConfig, images: int) -> list[Cell]:
+    """In the order they are trained; a training-set size of 0 in the config means all images."""
+    sizes = dict.fromkeys(size or images for size in recipients.train_sizes)
+    return [Cell(init, size, width) for size in sizes for width in recipients.widths for init in recipients.inits]
+
+
 class SweepTables:
     """`results.csv`, `learning_rates.csv` and `fits.csv`: read once, written after each addition.
 
-    Recipients may be trained at once, in threads. Rows are in the order of the cells and seeds, whoever came first.
+    Recipients may be trained at once, in threads. Rows are in the order of the cells and seeds, whoever came first. The
+    last column of the first two files names the environment that a row was computed in.
     """
 
-    def __init__(self, workdir: Path, cells: Sequence[Cell]) -> None:
-        self._workdir = workdir
+    def __init__(self, workdir: Path, cells: Sequence[Cell], environment: str = "") -> None:
+        self._workdir, self._environment = workdir, environment
         self._order = {cell: place for place, cell in enumerate(cells)}
         self._lock = threading.Lock()
         self.results = files.read_optional_table(workdir / RESULTS, tables.RESULT_COLUMNS)
@@ -53,30 +59,26 @@ class SweepTables:
         """A run of the grid with the last record of its history."""
         row = {**vars(cell), "learning_rate": rate, "seed": seed, "chosen": 0}
         row |= {name: last[name] for name in ("validation_accuracy", "validation_loss")}
+        row[tables.ENVIRONMENT] = self._environment
         with self._lock:
             self.rates.append(row)
             self._write(RATES, self.rates, tables.RATE_COLUMNS)
 
     def choose_rate(self, cell: Cell, rates: Sequence[float]) -> float:
-        """The rate of the best mean validation accuracy over the tuning seeds; on a tie of the smaller loss."""
-        mine = [row for row in self.rates if _cell_of(row) == cell]
-
-        def merit(rate: float) -> tuple[float, float]:
-            rows = [row for row in mine if row["learning_rate"] == rate]
-            losses = [row["validation_loss"] if math.isfinite(row["validation_loss"]) else math.inf for row in rows]
-            return float(np.mean([row["validation_accuracy"] for row in rows])), -float(np.mean(losses))
-
-        best = max(rates, key=merit)
-        with self._lock:
-            for row in mine:
-                row["chosen"] = int(row["learning_rate"] == best)
-            self._write(RATES, self.rates, tables.RATE_COLUMNS)
+        """The best rate of the grid; its rows are marked."""
+        own = [row for row in self.rates if _cell_of(row) == cell]
+        best = tuning.best_rate(own, rates)
+        if len(rates) > 1:
+            with self._lock:
+                for row in own:
+                    row["chosen"] = int(row["learning_rate"] == best)
+                self._write(RATES, self.rates, tables.RATE_COLUMNS)
         return best
 
     def add_result(self, row: dict[str, Any]) -> None:
         """A recipient."""
         with self._lock:
-            self.results.append(row)
+            self.results.append({**row, tables.ENVIRONMENT: self._environment})
             self._write(RESULTS, self.results, tables.RESULT_COLUMNS)
 
     def add_fits(self, cell: Cell, seed: int, explained_variance: Mapping[str, float]) -> None:
@@ -91,7 +93,9 @@ class SweepTables:
     def _write(self, name: str, rows: list[dict[str, Any]], columns: Iterable[str]) -> None:
         """Rows of cells that this config no longer has come first."""
         rows.sort(key=lambda row: (self._order.get(_cell_of(row), -1), row["seed"]))
-        files.write_rows(self._workdir / name, [{column: row[column] for column in columns} for row in rows])
+        stated = [] if name == FITS else [tables.ENVIRONMENT]  # rows of older versions lack it
+        lines = [{column: row.get(column, "") for column in (*columns, *stated)} for row in rows]
+        files.write_rows(self._workdir / name, lines)
 
 
 def _cell_of(row: Mapping[str, Any]) -> Cell:

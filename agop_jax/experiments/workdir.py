@@ -2,25 +2,24 @@
 
 import contextlib
 import fcntl
-import importlib.metadata
 import json
-import platform
-import shutil
-import subprocess
-import time
+import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from agop_jax.core import hosts
 from agop_jax.core.errors import UserError
 from agop_jax.core.files import atomic_write_text, read_json, read_text
+from agop_jax.experiments import fields, leftovers
+from agop_jax.experiments.environments import record_environment
+from agop_jax.training.resumable import remove_checkpoints
 
-CONFIG, DATA, ENVIRONMENT, LOCK = "config.json", "data.json", "environment.json", ".lock"
+CONFIG, DATA, LOCK = "config.json", "data.json", ".lock"
 DONOR, FEATURES, CHECKPOINTS = "donor", "features", "checkpoints"
 RESULTS, RATES, FITS, SPECTRA = "results.csv", "learning_rates.csv", "fits.csv", "spectra.csv"
 ANSATZ, GALLERY = "ansatz.csv", "gallery.json"
@@ -41,63 +40,89 @@ EXTENDABLE = (
 )
 
 
+def local_directory(directory: str | Path) -> Path:
+    """A work directory by its absolute path; it need not exist yet.
+
+    Raises:
+      UserError: a URL, a place where no directory can be, or one that cannot be written.
+    """
+    if fields.URL.match(str(directory)):
+        raise fields.url_error("--workdir", str(directory))
+    path = Path(directory).expanduser().absolute()
+    try:
+        nearest = next(parent for parent in (path, *path.parents) if parent.exists() or parent.is_symlink())
+        writable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+    except OSError as error:  # a name that is too long, or a folder that may not be looked into
+        raise UserError(f"--workdir: {str(path)!r} cannot be a directory ({error.strerror}): choose another") from None
+    if not nearest.is_dir():
+        raise UserError(f"--workdir: wanted a directory, but {str(nearest)!r} is a file: choose another workdir")
+    if not writable:
+        raise UserError(f"--workdir: {str(nearest)!r} cannot be written by this user: choose another workdir")
+    return path
+
+
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Holds the directory for this program; the system lets go of it however the process ends."""
     with contextlib.ExitStack() as stack:
         hosts.by_first(lambda: _lock(workdir, stack))
-        found = (workdir / LOCK).read_text() if (workdir / LOCK).exists() else "none"
+        owner = (workdir / LOCK).read_text() if (workdir / LOCK).exists() else "none"
         hosts.require_same(
-            f"directories at {str(workdir)!r}", found, "choose a workdir on a file system that all of them share"
+            f"directories at {str(workdir)!r}", owner, "choose a workdir on a file system that all of them share"
         )
         yield
 
 
 def _lock(workdir: Path, stack: contextlib.ExitStack) -> None:
     """Takes the lock; what it holds tells the other processes that theirs is the same directory."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    file = stack.enter_context((workdir / LOCK).open("a"))
+    lock = workdir / LOCK
     try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if lock.exists() and not re.fullmatch("[0-9a-f]*", lock.read_text(errors="replace")):
+            raise UserError(f"{str(lock)!r} was not written by this program: choose another workdir")
+        file = stack.enter_context(lock.open("a"))
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
             f"{str(workdir)!r} is in use by another process: wait for it or choose another workdir"
         ) from None
+    except OSError as error:
+        raise UserError(f"--workdir: {str(workdir)!r} cannot be written ({error.strerror}): choose another") from None
     file.truncate(0)
     file.write(uuid.uuid4().hex)
     file.flush()
-    _remove_unfinished(workdir)
+    leftovers.remove_unfinished(workdir)
 
 
-def _remove_unfinished(workdir: Path) -> None:
-    """Temporary names that a killed process left: nothing refers to them."""
-    for directory in workdir.glob("*.tmp-*"):
-        shutil.rmtree(directory)
-    for file in workdir.rglob(".*.tmp"):
-        file.unlink()
+def claim(workdir: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """Writes the config and what is known of the data, or compares them with those whose results are there already.
 
-
-def claim(workdir: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    """Writes the config and what is known of the data, or compares them with those whose results are there already."""
+    Returns:
+      The key of this environment in `environments.jsonl`.
+    """
     hosts.by_first(lambda: _claim(workdir, config, data))
+    return record_environment(workdir)
 
 
 def _claim(workdir: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    if _changed_config(workdir, config) + _changed_data(workdir, data):
-        shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)  # of unfinished runs of another config or other data
-    for name, content in ((CONFIG, config), (DATA, data), (ENVIRONMENT, environment())):
+    if _changed_config(workdir, config) + _changed_data(workdir, data):  # checkpoints of runs that are no more
+        for run in (workdir / CHECKPOINTS).glob("*"):
+            if run.name == DONOR or re.fullmatch(rf"{leftovers.RECIPIENT}_lr[\d.e+-]+", run.name):
+                remove_checkpoints(run)
+    for name, content in ((CONFIG, config), (DATA, data)):
         atomic_write_text(workdir / name, json.dumps(content, indent=1))
 
 
 def _changed_config(workdir: Path, config: Mapping[str, Any]) -> list[str]:
     """The fields on which no result depends yet but a checkpoint may; a `UserError` if there are others."""
-    path = workdir / CONFIG
-    if not path.exists():
+    before = _own_config(workdir)
+    if before is None:
+        if others := leftovers.outputs(workdir):
+            raise UserError(
+                f"{str(workdir / others[0])!r} was not written by this program, which would replace it: choose another "
+                "workdir"
+            )
         return []
-    try:
-        before = json.loads(read_text(path))
-    except ValueError:
-        raise UserError(f"{str(path)!r} is damaged: restore it, or choose another workdir") from None
     old, new = _flat(before), _flat(json.loads(json.dumps(config)))
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     changed = [name for name in changed if name not in EXTENDABLE]
@@ -105,6 +130,18 @@ def _changed_config(workdir: Path, config: Mapping[str, Any]) -> list[str]:
         what = ", ".join(f"{name} (was {old.get(name)!r}, now {new.get(name)!r})" for name in fixed)
         raise UserError(f"{str(workdir)!r} holds results of another config: {what}: choose another workdir")
     return changed
+
+
+def _own_config(workdir: Path) -> dict[str, Any] | None:
+    """The config of the experiment in this directory; None where there is none, whatever else is there."""
+    path = workdir / CONFIG
+    if not path.exists():
+        return None
+    try:
+        config = json.loads(read_text(path))
+    except ValueError:
+        raise UserError(f"{str(path)!r} is damaged: restore it, or choose another workdir") from None
+    return config if isinstance(config, dict) and {"stages", "recipients"} <= config.keys() else None
 
 
 def _changed_data(workdir: Path, data: Mapping[str, Any]) -> list[str]:
@@ -136,30 +173,6 @@ def _has_results(workdir: Path, name: str) -> bool:
     of_recipients = name.startswith(("recipients.", "train."))
     finished = (RESULTS, RATES) if of_recipients else (DONOR, FEATURES, RESULTS, RATES)
     return any((workdir / file).exists() for file in finished)
-
-
-def environment() -> dict[str, str]:
-    """What the results depend on besides the config."""
-    packages = ("agop_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    device = jax.devices()[0]
-    found = {
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": f"{len(jax.devices())} x {device.platform} ({device.device_kind})",
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
-    commit = _commit()
-    return {**found, "commit": commit} if commit else found
-
-
-def _commit() -> str | None:
-    """Of the checkout this package is run from, if it is one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

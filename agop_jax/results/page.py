@@ -45,7 +45,7 @@ def write_report(workdir: str | os.PathLike, descriptions: Mapping[str, str], po
     """Write figures/*.png, figures/*.svg, summary.csv and report.html into `workdir`.
 
     Args:
-      workdir: what the experiment runner wrote; only config, environment and results.csv must be there.
+      workdir: what the experiment runner wrote; only config.json and results.csv must be there.
       descriptions: init -> one line, `INITIALIZERS`.
       poor_fit: explained variance of a coupled layer below which the page warns.
 
@@ -91,7 +91,7 @@ def _page(work: Work, lines: Sequence[Summary], descriptions: Mapping[str, str],
         poor_fit=poor_fit,
         descriptions={line.init: _description(line.init, descriptions) for line in sorted(lines, key=lambda x: x.init)},
         config=json.dumps(work.config, indent=2, ensure_ascii=False),
-        environment=work.environment,
+        environments=work.environments,
     )
 
 
@@ -146,7 +146,6 @@ def _template() -> jinja2.Template:
     environment.filters |= {"percent": _percent, "points": _points, "count": _count, "breakable": _breakable}
     environment.globals |= {
         "baseline": BASELINE,
-        "idle": summary.IDLE,
         "setting_name": summary.setting_name,
     }
     return environment.get_template("report.html.j2")

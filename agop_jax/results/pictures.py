@@ -109,7 +109,7 @@ def ansatz_words(rows: Sequence[Row]) -> list[tuple[str, str]]:
     AGOP and NFM are one matrix up to a factor, whatever the weights.
     """
     found = []
-    idle = {row["layer"] for row in rows if row["comparison"] == "trained" and _trivial(row)}
+    idle = [row["layer"] for row in rows if row["comparison"] == "trained" and _trivial(row)]
     rows = [row for row in rows if row["layer"] not in idle]
     for power in sorted({row["power"] for row in rows if not row["fitted"] and row["comparison"] == "trained"}):
         chosen = [row for row in rows if not row["fitted"] and row["power"] == power]
@@ -127,7 +127,7 @@ def ansatz_words(rows: Sequence[Row]) -> list[tuple[str, str]]:
             parts.append(f"the change W - W0 {_exceeding('its own null', centred, null)}")
         found.append((f"NFM against AGOP^{power:g}, Pearson", "; ".join(parts) + "."))
     if idle:
-        found.append(("Trivial, the gradients' matrix being isotropic", ", ".join(sorted(idle)) + "."))
+        found.append(("Trivial, the gradients' matrix being isotropic", ", ".join(dict.fromkeys(idle)) + "."))
     return found
 
 

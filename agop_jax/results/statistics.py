@@ -11,22 +11,26 @@ baseline). Holm would reject a little more, but has no intervals that agree with
 off the interval.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from agop_jax.core.errors import UserError, unknown_name
+from agop_jax.results.intervals import (
+    Interval,
+    paired_test,
+    ratio_interval,
+    same,
+    seeds_to_see,
+)
+from agop_jax.results.tables import HIGHER_IS_BETTER
 
 SELECTED_BY = "validation_accuracy"
 POINT = 0.01  # one percentage point of accuracy
-POWER = 0.8
-# Differences closer than this are the same: float32 noise is below it, one image of any test set above.
-RESOLUTION = 1e-6
-NAN = math.nan
 
 Row = Mapping[str, Any]
 Setting = tuple[int, float]  # train_size, width
@@ -34,24 +38,15 @@ BySeed = dict[int, float]
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean over n seeds with its two-sided Student t interval; n = 1: no interval, `low` and `high` are nan."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-
-@dataclass(frozen=True)
 class Difference:
-    """What `init` gains over `against`, in the metric's units (fractions for accuracy).
+    """`init` minus `against`, in the metric's units (fractions for accuracy).
 
     Attributes:
       mean: over `n` paired seeds.
       low: end of the interval corrected for the number of comparisons, like `high`; nan where the seeds support none.
       p_value: two-sided, corrected; nan if n = 1.
-      verdict: 'better' or 'worse' if the interval excludes 0, else 'no difference seen'; 'too few seeds' without one.
+      verdict: 'better' or 'worse', by the direction of the metric, if the interval excludes 0; else 'no difference
+        seen'; 'too few seeds' without an interval.
       seeds_for_one_point: paired seeds, in all, to see a true difference of `POINT` with probability `POWER` and the
         same correction. It takes the standard deviation of these n differences for the true one: with n = 5 the right
         number may be 0.4 to 8 times it (chi-squared, 95 %). None if there is none: n = 1, or all differences the same.
@@ -86,21 +81,16 @@ class Recovered:
     n: int
 
 
-def mean_interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
-    """Mean and Student t interval of the mean the values were drawn around."""
-    values = np.asarray(list(values), np.float64)
-    n = len(values)
-    if n == 0:
-        raise UserError("wanted at least one value for a mean, found none")
-    mean = float(values.mean())
-    if n == 1:
-        return Interval(mean, NAN, NAN, n)
-    half = _critical(n, 1 - confidence) * float(values.std(ddof=1)) / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, n)
-
-
 def paired_difference(
-    a: BySeed, b: BySeed, *, init: str, against: str, setting: Setting, comparisons: int = 1, confidence: float = 0.95
+    a: BySeed,
+    b: BySeed,
+    *,
+    init: str,
+    against: str,
+    setting: Setting,
+    comparisons: int = 1,
+    confidence: float = 0.95,
+    higher_is_better: bool = True,
 ) -> Difference:
     """`a` minus `b` (seed -> value) over the seeds both have, as one of `comparisons`.
 
@@ -112,10 +102,10 @@ def paired_difference(
         raise UserError(f"{init} and {against} have no seed in common: {sorted(a)} and {sorted(b)}")
     differences = _differences(a, b, seeds)
     level = (1 - confidence) / comparisons
-    interval, p_value = _test(differences, level)
+    interval, p_value = paired_test(differences, level)
     p_value = min(p_value * comparisons, 1.0)  # in this order nan stays nan
-    needed = None if _same(differences) else _seeds_to_see(POINT, float(differences.std(ddof=1)), level)
-    parts = (p_value, _verdict(interval), needed)
+    needed = None if same(differences) else seeds_to_see(POINT, float(differences.std(ddof=1)), level)
+    parts = (p_value, _verdict(interval, higher_is_better), needed)
     return Difference(init, against, *setting, interval.mean, interval.low, interval.high, interval.n, *parts)
 
 
@@ -129,10 +119,10 @@ def compare(
 ) -> list[Difference]:
     """Every initialisation against the baseline and against the better of its matched controls, by setting.
 
-    A setting is a training-set size and a width; of `metric` higher is better. 'matched_isotropic:X' is the control
-    made for X; if X has such, plain controls are passed over. The better control is the one of higher mean validation
-    accuracy, so that the choice does not see the test set. Controls are compared with the baseline only. Where baseline
-    or controls are missing or share no seed with the initialisation, there is no such difference.
+    A setting is a training-set size and a width; `metric` is a key of `tables.HIGHER_IS_BETTER`. 'matched_isotropic:X'
+    is the control made for X; if X has such, plain controls are passed over. The better control is the one of higher
+    mean validation accuracy, so that the choice does not see the test set. Controls are compared with the baseline
+    only. Where baseline or controls are missing or share no seed with the initialisation, there is no such difference.
 
     Two families are corrected for in each setting: all differences from the baseline (those of controls too), and all
     from controls; one with a single seed has no verdict and does not count. So in a setting the chance of any false
@@ -148,10 +138,11 @@ def compare(
     found = []
     for setting, values in _by_setting(rows, metric).items():
         others = [init for init in values if init != baseline]
-        found += _family([(init, baseline) for init in others], values, setting, confidence)
+        family = functools.partial(_family, values=values, setting=setting, confidence=confidence, metric=metric)
+        found += family([(init, baseline) for init in others])
         judged = {init: values[init] for init in others if not _is_control(init, controls)}
         best = {init: _better_control(init, own, selection.get(setting, {}), controls) for init, own in judged.items()}
-        found += _family([(init, control) for init, control in best.items() if control], values, setting, confidence)
+        found += family([(init, control) for init, control in best.items() if control])
     return found
 
 
@@ -168,90 +159,39 @@ def recovered_fraction(
     nan unless the reference is better than the baseline by its own t interval at `confidence`: a ratio to a gain that
     may be zero, or to a loss, says nothing.
     """
-    found = []
+    found, sign = [], 1 if higher_is_better(metric) else -1
     for setting, values in _by_setting(rows, metric).items():
         none, whole = values.get(baseline, {}), values.get(reference, {})
         for init, own in values.items():
             seeds = own.keys() & none.keys() & whole.keys()
             if seeds and init not in (baseline, reference):
-                ratio = _ratio(_differences(own, none, seeds), _differences(whole, none, seeds), 1 - confidence)
+                gain, full = sign * _differences(own, none, seeds), sign * _differences(whole, none, seeds)
+                ratio = ratio_interval(gain, full, 1 - confidence)
                 found.append(Recovered(init, *setting, ratio.mean, ratio.low, ratio.high, ratio.n))
     return found
-
-
-def steps_to_reach(curve: Iterable[tuple[int, float]], target: float) -> int | None:
-    """The first step at which a curve of (step, accuracy) is at `target` or above; None: never.
-
-    Linear between evaluations, rounded up; evaluations that are nan are left out. The first crossing of a noisy curve
-    comes earlier than that of its mean.
-    """
-    before = None
-    for step, accuracy in curve:
-        if accuracy >= target:
-            if before is None:
-                return step
-            slope = (accuracy - before[1]) / (step - before[0])
-            return math.ceil(before[0] + (target - before[1]) / slope - RESOLUTION)
-        if not math.isnan(accuracy):
-            before = step, accuracy
-    return None
 
 
 def _differences(a: BySeed, b: BySeed, seeds: Iterable[int]) -> np.ndarray:
     return np.array([a[seed] - b[seed] for seed in sorted(seeds)])
 
 
-def _critical(n: int, level: float) -> float:
-    """Student's t of n - 1 degrees of freedom exceeded on either side with probability `level`."""
-    return float(special.stdtrit(n - 1, 1 - level / 2))
-
-
-def _same(differences: np.ndarray) -> bool:
-    """No spread was seen, as with a single pair; accuracies are multiples of 1 / images, so it happens by chance."""
-    return bool(np.ptp(differences) <= RESOLUTION)
-
-
-def _test(differences: np.ndarray, level: float) -> tuple[Interval, float]:
-    """The interval and two-sided p-value of a mean difference at an already corrected `level`.
-
-    n > 1 differences that are all the same would have a t interval of no width and p = 0, and those of accuracies on a
-    few hundred images do agree now and then. They are judged by the sign test instead: p = 2^(1 - n), and no interval
-    until that is within `level` (6 seeds for one comparison at 5 %, 9 for ten). If all are zero it is [0, 0].
-    """
-    interval, n = mean_interval(differences, 1 - level), len(differences)
-    if n == 1:
-        return interval, NAN
-    if not _same(differences):
-        t = interval.mean / (float(differences.std(ddof=1)) / math.sqrt(n))
-        return interval, float(2 * special.stdtr(n - 1, -abs(t)))
-    if abs(interval.mean) <= RESOLUTION:
-        return Interval(0.0, 0.0, 0.0, n), 1.0
-    p_value = 2.0 ** (1 - n)
-    end = interval.mean if p_value <= level else NAN
-    return Interval(interval.mean, end, end, n), p_value
-
-
-def _verdict(interval: Interval) -> str:
+def _verdict(interval: Interval, higher_is_better: bool) -> str:
     if math.isnan(interval.low):
         return "too few seeds"
-    return "better" if interval.low > 0 else "worse" if interval.high < 0 else "no difference seen"
+    above, below = ("better", "worse") if higher_is_better else ("worse", "better")
+    return above if interval.low > 0 else below if interval.high < 0 else "no difference seen"
 
 
-def _seeds_to_see(difference: float, sd: float, level: float) -> int:
-    """The least n with which a paired t test at `level` finds a true `difference` with probability `POWER`.
-
-    Power by the non-central t distribution (Cohen 1988, Statistical Power Analysis, ch. 2), from the n that would do if
-    `sd` were known, which is never too large.
-    """
-    known_sd = (special.ndtri(1 - level / 2) + special.ndtri(POWER)) * sd / difference
-    n = max(2, math.ceil(known_sd**2))
-    while special.nctdtr(n - 1, math.sqrt(n) * difference / sd, _critical(n, level)) > 1 - POWER:
-        n += 1
-    return n
+def higher_is_better(metric: str) -> bool:
+    """The direction of a metric; an error that lists the metrics where it is none."""
+    if metric not in HIGHER_IS_BETTER:
+        raise unknown_name("metric", metric, HIGHER_IS_BETTER)
+    return HIGHER_IS_BETTER[metric]
 
 
 def _by_setting(rows: Iterable[Row], metric: str) -> dict[Setting, dict[str, BySeed]]:
     """setting -> init -> seed -> value of the metric."""
+    higher_is_better(metric)
     found: dict[Setting, dict[str, BySeed]] = {}
     for row in rows:
         if metric not in row:
@@ -283,30 +223,11 @@ def _better_control(init: str, values: BySeed, selection: dict[str, BySeed], con
 
 
 def _family(
-    pairs: Iterable[tuple[str, str]], values: dict[str, BySeed], setting: Setting, confidence: float
+    pairs: Iterable[tuple[str, str]], values: dict[str, BySeed], setting: Setting, confidence: float, metric: str
 ) -> list[Difference]:
     """The differences corrected for together: (init, against); those of no seed in common are left out."""
     shared = {(a, b): len(values[a].keys() & values.get(b, {}).keys()) for a, b in pairs}
     m = max(1, sum(n > 1 for n in shared.values()))
-    return [
-        paired_difference(
-            values[a], values[b], init=a, against=b, setting=setting, comparisons=m, confidence=confidence
-        )
-        for (a, b), n in shared.items()
-        if n
-    ]
-
-
-def _ratio(gain: np.ndarray, whole: np.ndarray, level: float) -> Interval:
-    """mean(gain) / mean(whole) of pairs, with the interval of Fieller 1954 (J. R. Stat. Soc. B 16, 175).
-
-    It holds those ratios r for which the t interval of the mean of gain - r * whole has 0 in it: the roots of
-    a r^2 - 2 b r + c. Unlike a bootstrap it holds its level with 3 or 5 seeds.
-    """
-    n, x, y = len(gain), float(gain.mean()), float(whole.mean())
-    if not _test(whole, level)[0].low > 0:
-        return Interval(NAN, NAN, NAN, n)
-    (xx, xy), (_, yy) = np.cov(gain, whole) * _critical(n, level) ** 2 / n
-    a, b, c = y * y - yy, x * y - xy, x * x - xx
-    root = math.sqrt(max(0.0, b * b - a * c))
-    return Interval(x / y, float(b - root) / a, float(b + root) / a, n)
+    options = {"setting": setting, "comparisons": m, "confidence": confidence}
+    options["higher_is_better"] = higher_is_better(metric)
+    return [paired_difference(values[a], values[b], init=a, against=b, **options) for (a, b), n in shared.items() if n]

@@ -12,11 +12,13 @@ import numpy as np
 
 from agop_jax.core.files import Row
 from agop_jax.results import statistics
+from agop_jax.results.intervals import mean_interval, steps_to_reach
 from agop_jax.results.tables import Curves
 
 BASELINE = "kaiming_normal"
 COPIES = ("copy", "copy_tiled", "copy_spaced")  # what the fraction of the gain recovered is measured by
 IDLE = "does not train"
+TOO_SHORT = "too short to tell"  # of runs after which no init has left chance
 NAN = math.nan
 NBSP = "\N{NO-BREAK SPACE}"
 
@@ -30,6 +32,8 @@ class Summary:
     Attributes:
       n: seeds; `diverged` of them did.
       trains: 0 if every seed diverged or the mean accuracy is at chance.
+      too_short: 1 if the mean accuracy is at chance, and so is that of every init that began there: then the runs were
+        too short, or of a wrong learning rate, to tell an init that does not train from one that does.
       test_accuracy: mean over seeds, with `low` and `high` its 95 % t interval.
       he_difference: mean of the paired differences from He, with the interval and verdict of `statistics.compare`.
       control: the better of the matched controls, with the same differences from it.
@@ -44,6 +48,7 @@ class Summary:
     n: int
     diverged: int
     trains: int
+    too_short: int
     test_accuracy: float
     low: float
     high: float
@@ -66,6 +71,11 @@ class Summary:
         """What recipients must share to be compared."""
         return self.train_size, self.width
 
+    @property
+    def idle(self) -> str:
+        """What is said of it where `trains` is 0."""
+        return TOO_SHORT if self.too_short else IDLE
+
 
 def summarise(results: Sequence[Row], curves: Curves) -> list[Summary]:
     """By setting, and within it by mean accuracy, best first."""
@@ -82,10 +92,11 @@ def summarise(results: Sequence[Row], curves: Curves) -> list[Summary]:
         for r in statistics.recovered_fraction(results, reference=copy)
     }
     chance = _chance(curves)
+    learners = {key[1:] for key, rows in groups.items() if _left_chance(rows, curves, chance)}
     lines = [
         Summary(
             *key,
-            **_accuracy(rows, chance),
+            **_accuracy(rows, chance, told=key[1:] in learners),
             **_difference("he", differences.get((*key, True))),
             **_difference("control", differences.get((*key, False))),
             copy_recovered=recovered.get(key, NAN),
@@ -100,19 +111,34 @@ def summarise(results: Sequence[Row], curves: Curves) -> list[Summary]:
 
 def _chance(curves: Curves) -> float:
     """The accuracy of untrained networks, as measured: the median over recipients at step 0; 0 if unknown."""
-    starts = [rows[0]["validation_accuracy"] for rows in curves.values() if rows and rows[0]["step"] == 0]
-    starts = [start for start in starts if math.isfinite(start)]
+    starts = [start for start in map(_start, curves.values()) if start is not None and math.isfinite(start)]
     return float(np.median(starts)) if starts else 0.0
 
 
-def _accuracy(rows: Sequence[Row], chance: float) -> dict[str, Any]:
-    interval = statistics.mean_interval([row["test_accuracy"] for row in rows])
+def _left_chance(rows: Sequence[Row], curves: Curves, chance: float) -> bool:
+    """Whether training brought this init from chance to more; a copy may be above it from the start."""
+    starts = [_start(curves.get((row["init"], row["train_size"], row["width"], row["seed"]), [])) for row in rows]
+    began = all(start is None or _at_chance(start, chance) for start in starts)
+    return began and not _at_chance(float(np.mean([row["test_accuracy"] for row in rows])), chance)
+
+
+def _start(curve: Sequence[Row]) -> float | None:
+    return curve[0]["validation_accuracy"] if curve and curve[0]["step"] == 0 else None
+
+
+def _at_chance(accuracy: float, chance: float) -> bool:
+    return not accuracy > chance + min(0.02, 0.5 * chance)
+
+
+def _accuracy(rows: Sequence[Row], chance: float, told: bool) -> dict[str, Any]:
+    interval = mean_interval([row["test_accuracy"] for row in rows])
     diverged = sum(row["diverged"] for row in rows)
-    at_chance = interval.mean <= chance + min(0.02, 0.5 * chance)
+    idle = diverged == len(rows) or _at_chance(interval.mean, chance)
     return {
         "n": len(rows),
         "diverged": diverged,
-        "trains": int(diverged < len(rows) and not at_chance),
+        "trains": int(not idle),
+        "too_short": int(idle and diverged < len(rows) and not told),
         "test_accuracy": interval.mean,
         "low": interval.low,
         "high": interval.high,
@@ -134,7 +160,7 @@ def _steps_to_baseline(rows: Sequence[Row], curves: Curves) -> float:
         if own and baseline:
             target = baseline[-1]["validation_accuracy"]
             course = ((point["step"], point["validation_accuracy"]) for point in own)
-            reached = statistics.steps_to_reach(course, target)
+            reached = steps_to_reach(course, target)
             steps.append(math.inf if reached is None else reached)
     return float(np.median(steps)) if steps else NAN
 
@@ -157,7 +183,8 @@ def in_words(lines: Sequence[Summary]) -> list[tuple[str, str]]:
         *_verdicts("he", "He", trained),
         *_verdicts("control", "the better matched control", trained),
         ("Better than He, but not than the control, so that scale or spectrum may explain it", _only_scale(trained)),
-        ("Did not train at all (diverged or stayed at chance)", _names(line for line in lines if not line.trains)),
+        ("Did not train at all (diverged or stayed at chance)", _names(x for x in lines if not x.trains | x.too_short)),
+        ("Too short to tell, since no init that began at chance has left it", _names(x for x in lines if x.too_short)),
         ("", _power(trained)),
     ]
     return [(lead, text) for lead, text in parts if text]
@@ -234,7 +261,7 @@ def terminal_table(lines: Iterable[Summary]) -> str:
         half = f" ± {50 * (line.high - line.low):.1f}" if math.isfinite(line.high - line.low) else ""
         accuracy = f"{100 * line.test_accuracy:.1f}{half}"
         difference = points(line.he_difference) if line.trains and math.isfinite(line.he_difference) else ""
-        verdict = line.he_verdict if line.trains else IDLE
+        verdict = line.he_verdict if line.trains else line.idle
         blocks.setdefault(line.setting, []).append((line.init, accuracy, str(line.n), difference, verdict))
     header = ("init", "test %", "n", "vs He", "verdict")
     return "\n\n".join(f"{setting_name(key)}\n{_aligned([header, *rows])}" for key, rows in blocks.items())

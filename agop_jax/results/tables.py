@@ -4,6 +4,7 @@ import json
 import math
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,21 @@ RESULT_COLUMNS: Columns = {
     "seconds": float,
     "images_per_second": float,
     "diverged": int,
+}
+# What can be compared over recipients, and whether more of it is better.
+HIGHER_IS_BETTER = {
+    "test_accuracy": True,
+    "test_loss": False,
+    "validation_accuracy": True,
+    "validation_loss": False,
+    "train_accuracy": True,
+    "train_loss": False,
+    "accuracy_at_5": True,
+    "accuracy_at_20": True,
+    "accuracy_at_100": True,
+    "seconds": False,
+    "images_per_second": True,
+    "diverged": False,
 }
 # The grid on validation data; chosen is 1 for the rate the recipients were trained with.
 RATE_COLUMNS: Columns = {
@@ -76,6 +92,7 @@ ANSATZ_COLUMNS: Columns = {
     "null_cosine_95": float,
 }
 
+ENVIRONMENT = "environment"  # last column of results and rates: the key of a line of `environments.jsonl`
 METRIC_NAMES = ("step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 
 
@@ -120,7 +137,7 @@ class Work:
 
     path: Path
     config: Row
-    environment: Row
+    environments: list[Row]
     results: list[Row]
     curves: Curves
     donor: Row
@@ -140,7 +157,7 @@ def read_work(path: str | os.PathLike) -> Work:
     return Work(
         path=path,
         config=read_json(path / "config.json"),
-        environment=read_json(path / "environment.json"),
+        environments=read_environments(path, rows),
         results=rows,
         curves={_recipient(row): _optional_metrics(path, recipient_name(*_recipient(row))) for row in rows},
         donor=read_json(path / "donor.json") if (path / "donor.json").exists() else {},
@@ -152,6 +169,29 @@ def read_work(path: str | os.PathLike) -> Work:
         ansatz=read_optional_table(path / "ansatz.csv", ANSATZ_COLUMNS),
         filters=_read_filters(path, rows),
     )
+
+
+def read_environments(path: Path, results: Sequence[Row]) -> list[Row]:
+    """The environments that recipients were trained in, each with their number.
+
+    `environment.json` is what versions before `environments.jsonl` left: it speaks for the rows that name none.
+    """
+    counts = Counter(row.get(ENVIRONMENT, "") for row in results)
+    known = _environment_lines(path / "environments.jsonl")
+    if (path / "environment.json").exists():
+        known[""] = read_json(path / "environment.json")
+    missing = {"device": "not recorded"}
+    return [{"recipients": count, **known.get(key, missing)} for key, count in counts.items()]
+
+
+def _environment_lines(path: Path) -> dict[str, Row]:
+    if not path.exists():
+        return {}
+    try:
+        lines = [json.loads(line) for line in read_text(path).splitlines()]
+        return {line[ENVIRONMENT]: line for line in lines}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: wanted one JSON object with {ENVIRONMENT!r} a line ({error!r})") from error
 
 
 def _recipient(row: Row) -> Recipient:

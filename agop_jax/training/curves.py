@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,11 @@ def _finite(value: Any) -> Any:
 
 
 def _write_events(directory: Path, history: list[dict[str, Any]]) -> None:
-    """Event files are named by time, so those of an interrupted call are removed first."""
+    """Event files are named by time, so those of an interrupted call are removed first; nothing else of the folder."""
     from tensorboardX import SummaryWriter  # which imports PyTorch where it is installed: seconds
 
-    shutil.rmtree(directory, ignore_errors=True)
+    for events in list(directory.glob("events.out.tfevents.*")):
+        events.unlink()
     with SummaryWriter(str(directory)) as writer:
         for record in history:
             for key, value in record.items():

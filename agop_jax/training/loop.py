@@ -66,7 +66,12 @@ class Settings:
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
         if self.steps < 1 or self.batch_size < 1:
-            raise UserError(f"train: wanted steps and batch_size of 1 or more, got {self.steps} and {self.batch_size}")
+            raise UserError(f"wanted steps and batch_size of 1 or more, got {self.steps} and {self.batch_size}")
+        if not (0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):
+            raise UserError(
+                "wanted a momentum of 0 or more and below 1, and a weight_decay of 0 or more, got "
+                f"{self.momentum} and {self.weight_decay}"
+            )
 
 
 @struct.dataclass
@@ -111,9 +116,10 @@ class Trainer:
         self.mesh = devices.mesh_for(settings.batch_size)
         self.traces = 0
         self._inference = switches_of(type(model).__call__)
-        self._optimizer = optax.inject_hyperparams(_optimizer, static_args=("settings",))(
+        self._optimizer = optax.inject_hyperparams(_optimizer, static_args=("settings",), hyperparam_dtype=jnp.float32)(
             learning_rate=0.0, settings=settings
         )
+        self._optimizer_start = jax.jit(self._optimizer.init)  # constants of a jitted function are no transfers
         self._compiled: Callable[..., TrainState] | None = None
         self._whole, self._divided = devices.whole(self.mesh), devices.divided(self.mesh)
         placed = {"in_shardings": (self._whole, None, self._whole, self._whole), "out_shardings": self._whole}
@@ -122,10 +128,8 @@ class Trainer:
     def start(self, variables: Variables) -> TrainState:
         """The state before the first step."""
         variables = jax.tree.map(jnp.array, dict(variables))  # a copy: the step donates its buffers
-        zero = lambda: jnp.zeros((), jnp.float32)
-        state = TrainState(
-            jnp.zeros((), jnp.int32), variables, self._optimizer.init(variables["params"]), zero(), zero()
-        )
+        sums = np.zeros(2, np.float32)
+        state = TrainState(np.int32(0), variables, self._optimizer_start(variables["params"]), *sums)
         return devices.replicate(state, self.mesh)
 
     def batches(self, split: AnySplit, indices: np.ndarray, seed: int, done: int) -> Iterator[Selection]:
@@ -166,7 +170,8 @@ class Trainer:
         Raises:
           UserError: at the first call, if the step needs more memory than the device has free.
         """
-        arguments = (state, split, indices, np.float32(learning_rate), np.uint32(seed))
+        numbers = (indices, np.float32(learning_rate), np.uint32(seed))
+        arguments = (state, split, *devices.place(numbers, self.mesh))
         if self._compiled is None:
             what = f"a training step of {self.settings.batch_size} images"
             self._compiled = compile_within_memory(
@@ -210,16 +215,19 @@ class Trainer:
             return loss, (changed, (logits.argmax(-1) == labels).mean())
 
         (loss, (others, accuracy)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.variables["params"])
-        state.optimizer.hyperparams["learning_rate"] = learning_rate * self._decay(state.step)
-        updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.variables["params"])
+        rates = {**state.optimizer.hyperparams, "learning_rate": learning_rate * self._decay(state.step)}
+        optimizer = state.optimizer._replace(hyperparams=rates)
+        updates, optimizer = self._optimizer.update(gradient, optimizer, state.variables["params"])
         params = optax.apply_updates(state.variables["params"], updates)
-        return TrainState(
+        new = TrainState(
             step=state.step + 1,
             variables={"params": params, **others},
             optimizer=optimizer,
             loss_sum=state.loss_sum + loss,
             correct=state.correct + accuracy,
         )
+        # whatever JAX's default types are, the state keeps its own: the next step is compiled for them
+        return jax.tree.map(lambda leaf, before: jnp.asarray(leaf, before.dtype), new, state)
 
     def _cast(self, tree: Any) -> Any:
         """To the precision of the passes; the gradient comes back in that of the parameters."""
@@ -250,7 +258,8 @@ class Trainer:
         for start in range(0, size, batch_size):
             indices = np.arange(start, start + batch_size)
             batch, taken = self._selected(split, np.minimum(indices, size - 1))
-            total += np.array(jax.device_get(self._batch_sums(variables, batch, taken, indices < size)))
+            taken, weights = devices.place((taken, indices < size), self.mesh)
+            total += np.array(jax.device_get(self._batch_sums(variables, batch, taken, weights)))
         return float(total[0] / size), float(total[1] / size)
 
     def _selected(self, split: AnySplit, indices: np.ndarray) -> Selection:
@@ -294,7 +303,7 @@ def train(
     """
     steps = trainer.settings.steps
     due = {math.ceil(steps * percent / 100) for percent in EVALUATED_AT}
-    done = int(run.state.step)
+    done = int(jax.device_get(run.state.step))
     if not run.history:
         _record(trainer, run, data, 0)
     with contextlib.closing(trainer.batches(data.train, indices, seed, done)) as batches:
@@ -314,7 +323,7 @@ def _record(trainer: Trainer, run: Run, data: DeviceData, step: int) -> None:
     """Evaluates on validation, appends to the history and starts the running means anew."""
     since = step - run.history[-1]["step"] if run.history else 0
     validation_loss, validation_accuracy = trainer.evaluate(run.state.variables, data.validation)
-    train_loss, train_accuracy = float(run.state.loss_sum), float(run.state.correct)
+    train_loss, train_accuracy = map(float, jax.device_get((run.state.loss_sum, run.state.correct)))
     run.diverged = not (math.isfinite(train_loss) and math.isfinite(validation_loss))
     record = {
         "step": step,

@@ -6,6 +6,7 @@ depends on besides (data order, augmentation, learning rate) is a function of it
 
 import contextlib
 import functools
+import re
 import shutil
 import signal
 import threading
@@ -24,6 +25,8 @@ from agop_jax.core.errors import UserError
 from agop_jax.training.device_data import DeviceData
 from agop_jax.training.loop import Run, Trainer, TrainState, train
 
+MARK = "_CHECKPOINT_METADATA"  # file by which Orbax says that a directory is a checkpoint, and whole
+UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp(-\w+)?")  # Orbax's name for one that is being written
 AGREED_EVERY = 10  # steps after which several processes agree whether to save: all save the same step
 
 
@@ -97,7 +100,7 @@ def train_resumable(
 
     Raises:
       Stopped: after saving, if the process was asked to stop.
-      UserError: a checkpoint that cannot be read.
+      UserError: the checkpoint cannot be read.
     """
     run = Run(state)
     with contextlib.ExitStack() as stack:
@@ -120,8 +123,20 @@ def train_resumable(
         with _deferred():
             train(trainer, run, data, indices, learning_rate, seed, after_step)
     if hosts.is_first():
-        shutil.rmtree(directory, ignore_errors=True)
+        remove_checkpoints(directory)
     return run
+
+
+def remove_checkpoints(directory: Path) -> None:
+    """Removes the checkpoints of one run; anything else that lies there stays, and the directory with it."""
+    if not directory.is_dir() or directory.is_symlink():
+        return
+    for path in list(directory.iterdir()):
+        whole = path.name.isdigit() and path.is_dir() and ((path / MARK).exists() or not any(path.iterdir()))
+        if whole or UNFINISHED.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    if not any(directory.iterdir()):
+        directory.rmdir()
 
 
 class _Clock:
@@ -176,14 +191,24 @@ class _Checkpoints:
             self._restore(run)
 
     def _restore(self, run: Run) -> None:
-        if not hosts.exists(self.directory) or (step := self._manager.latest_step()) is None:
+        if not hosts.exists(self.directory):
+            return
+        if others := [path for path in self.directory.iterdir() if path.name.isdigit() and not (path / MARK).exists()]:
+            raise UserError(
+                f"{str(others[0])!r} is no whole checkpoint of this program: move it elsewhere, or choose another "
+                "workdir"
+            )
+        if (step := self._manager.latest_step()) is None:
             return
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, run.state)
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(template), about=ocp.args.JsonRestore())
         try:
-            found = self._manager.restore(step, args=arguments)
-        except Exception as error:  # ValueError, JSONDecodeError, KeyError, ... by what is damaged
-            damaged = str(self.directory / str(step))
-            raise UserError(f"checkpoint {damaged!r} cannot be read: delete {str(self.directory)!r}") from error
-        run.state, about = found.state, found.about
+            restored = self._manager.restore(step, args=arguments)
+        except Exception as error:  # ValueError, JSONDecodeError, KeyError, ... by what is wrong
+            path, reason = str(self.directory / str(step)), (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"checkpoint {path!r} cannot be read ({reason[:200]}): restore its files, or move "
+                f"{str(self.directory)!r} elsewhere to train this run from its start"
+            ) from error
+        run.state, about = restored.state, restored.about
         run.history, run.diverged, run.seconds = about["history"], about["diverged"], about["seconds"]

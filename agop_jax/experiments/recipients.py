@@ -1,0 +1,147 @@
+"""One recipient: its start, its training, and the numbers that are kept of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agop_jax import models
+from agop_jax.core.networks import open_network
+from agop_jax.core.types import Variables
+from agop_jax.data import Dataset, subset
+from agop_jax.experiments.donors import DonorNetwork
+from agop_jax.experiments.keys import Role, key, stream
+from agop_jax.experiments.outlines import input_shape, kernel_shapes
+from agop_jax.experiments.places import Place
+from agop_jax.experiments.settings import Config
+from agop_jax.experiments.sweep_tables import Cell
+from agop_jax.experiments.workdir import CHECKPOINTS
+from agop_jax.features.taps import tap
+from agop_jax.initializers.coupling import Donor
+from agop_jax.initializers.model import Initialization, initialization
+from agop_jax.initializers.registry import get_method
+from agop_jax.training.device_data import on_devices
+from agop_jax.training.loop import Run, Trainer, accuracy_at
+from agop_jax.training.resumable import train_resumable
+
+SHARES = (5, 20, 100)  # per cent of the steps, after which `results.csv` states the accuracy
+OnStep = Callable[[Run, int], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What all recipients share.
+
+    Attributes:
+      workdir: of the experiment.
+      config: of the experiment.
+      dataset: the recipients'.
+      donors: 'trained', and 'untrained' for the methods that ask for it.
+    """
+
+    workdir: Path
+    config: Config
+    dataset: Dataset
+    donors: Mapping[str, DonorNetwork]
+
+    def images(self, cell: Cell, seed: int) -> np.ndarray:
+        """Indices of the training images of a recipient."""
+        return subset(self.dataset.train, cell.train_size, stream(Role.RECIPIENT_IMAGES, seed))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One run at its end, and what is told of its start.
+
+    Attributes:
+      run: with the final state.
+      filters: of the first convolution before training; None where the network has none.
+      explained_variance: of a coupled init's fits, by layer.
+    """
+
+    run: Run
+    filters: np.ndarray | None
+    explained_variance: dict[str, float]
+
+
+def start(comparison: Comparison, cell: Cell, seed: int, trainer: Trainer) -> Initialization:
+    """A recipient before training. Coupled methods and lsuv see the first of its own training images, no labels."""
+    method, config = get_method(cell.init), comparison.config.recipients
+    donor = comparison.donors["untrained" if method.untrained else "trained"]
+    indices = comparison.images(cell, seed)[: config.num_images]
+    pictures = jnp.asarray(comparison.dataset.train.take(indices).load().images)
+    inputs = trainer.pipeline(pictures)
+    variables = models.own_variables(trainer.model, key(Role.RECIPIENT_START, seed), inputs[:1])
+    return initialization(
+        trainer.model,
+        variables,
+        inputs,
+        donor.features,
+        cell.init,
+        key=key(Role.RECIPIENT_DRAW, seed),
+        layers=config.layers,
+        donor=Donor(donor.model, donor.variables, donor.pipeline(pictures)) if method.needs_network else None,
+    )
+
+
+def train(comparison: Comparison, cell: Cell, rate: float, seed: int, place: Place, on_step: OnStep) -> Trained:
+    """Trains a recipient, or goes on with it from its last checkpoint."""
+    trainer = place.trainers[cell.width]
+    variables, explained_variance = start(comparison, cell, seed, trainer)
+    filters, state = first_filters(trainer, comparison.dataset, variables), trainer.start(variables)
+    del variables  # half a gigabyte of VGG11
+    run = train_resumable(
+        trainer,
+        state,
+        place.data,
+        comparison.images(cell, seed),
+        rate,
+        stream(Role.RECIPIENT_TRAINING, seed),
+        comparison.workdir / CHECKPOINTS / f"{cell.name(seed)}_lr{rate:g}",
+        on_step,
+        comparison.config.save_every,
+    )
+    return Trained(run, filters, explained_variance)
+
+
+def result(
+    comparison: Comparison, cell: Cell, rate: float, seed: int, trained: Trained, place: Place
+) -> dict[str, Any]:
+    """The row of `results.csv`; reads the test set."""
+    trainer, run, dataset = place.trainers[cell.width], trained.run, comparison.dataset
+    test_loss, test_accuracy = trainer.evaluate(run.state.variables, place.data.test)
+    sample = comparison.images(cell, seed)[: len(dataset.validation.labels)]
+    train_split = on_devices(dataset.train.take(sample), trainer.mesh)
+    train_loss, train_accuracy = trainer.evaluate(run.state.variables, train_split)
+    steps, last = int(jax.device_get(run.state.step)), run.history[-1]
+    return {
+        **vars(cell),
+        "seed": seed,
+        "learning_rate": rate,
+        "test_accuracy": test_accuracy,
+        "test_loss": test_loss,
+        "validation_accuracy": last["validation_accuracy"],
+        "validation_loss": last["validation_loss"],
+        "train_accuracy": train_accuracy,
+        "train_loss": train_loss,
+        **{f"accuracy_at_{share}": accuracy_at(run.history, trainer.settings.steps, share) for share in SHARES},
+        "steps": steps,
+        "seconds": round(run.seconds, 3),
+        "images_per_second": round(steps * trainer.settings.batch_size / run.seconds, 1) if steps else 0.0,
+        "diverged": int(run.diverged),
+    }
+
+
+def first_filters(trainer: Trainer, dataset: Dataset, variables: Variables) -> np.ndarray | None:
+    """The kernel of the convolution that is called first, which need not be the first by its name."""
+    shapes = kernel_shapes(trainer.model, trainer.pipeline, dataset.train.shape)
+    first = next((path for path, shape in shapes.items() if len(shape) == 4), None)
+    if first is None:
+        return None
+    network = open_network(trainer.model, variables)
+    inputs = jnp.zeros((1, *input_shape(trainer.pipeline, dataset.train.shape)))
+    return np.asarray(jax.device_get(tap(network, inputs).kernels(network.params, network.others)[first]))
