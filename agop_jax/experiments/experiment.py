@@ -38,7 +38,7 @@ def run(config: Any, directory: str | Path) -> str:
     """Runs an experiment, or what is missing of it, in a directory.
 
     Args:
-      config: an `ml_collections.ConfigDict` with the fields of `defaults.py`.
+      config: an `ml_collections.ConfigDict` with the fields of `experiment_config`.
       directory: made if need be. A second call with the same config redoes nothing that is finished.
 
     Returns:

@@ -71,7 +71,7 @@ class Sweep:
 
     Attributes:
       workdir: of the experiment.
-      config: with the fields of `defaults.py`.
+      config: with the fields of `experiment_config`.
       dataset: the recipients'.
       donors: 'trained', and 'untrained' for the methods that ask for it.
     """
