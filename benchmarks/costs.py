@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from agop_jax import models
-from agop_jax.features import taps
+from agop_jax.core.networks import open_network
+from agop_jax.features.taps import tap
 
 GIB = 2**30
 NETWORKS = {"VGG11, hidden head": ("vgg11", {"head": "classic"}), "ResNet-50": ("resnet50", {}), "VGG11": ("vgg11", {})}
@@ -46,15 +47,16 @@ class Costs:
 def count(model: nn.Module, size: int) -> Costs:
     """From the shapes of a network's layers, without running it. Grouped convolutions have smaller c^2."""
     image = jnp.zeros((1, size, size, 3))
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), image))
-    tapped = taps.tap(model, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables), image)
-    _, records = jax.eval_shape(lambda v: tapped.apply(v, None, image), variables)
-    calls = [(tapped.specs[path].groups, record) for path, found in records.items() for record in found]
-    outputs = [math.prod(record.outputs.shape) for _, record in calls]
-    products = [2 * n * math.prod(record.kernel.shape[:-1]) for n, (_, record) in zip(outputs, calls, strict=True)]
-    widths = [record.kernel.shape[-1] // groups for groups, record in calls]
+    network = open_network(model, jax.eval_shape(lambda: model.init(jax.random.key(0), image)))
+    tapped = tap(network, image)
+    _, records = jax.eval_shape(lambda p, o: tapped.apply(p, o, {}, image), network.params, network.others)
+    kernels = jax.eval_shape(tapped.kernels, network.params, network.others)
+    calls = [(site.groups, kernels[site.layer].shape, records[place].outputs) for place, site in tapped.sites.items()]
+    outputs = [math.prod(output.shape) for *_, output in calls]
+    products = [2 * n * math.prod(kernel[:-1]) for n, (_, kernel, _) in zip(outputs, calls, strict=True)]
+    widths = [kernel[-1] // groups for groups, kernel, _ in calls]
     grams = [2 * n * width for n, width in zip(outputs, widths, strict=True)]
-    matrices = sum(groups * width**2 for width, (groups, _) in zip(widths, calls, strict=True))
+    matrices = sum(groups * width**2 for width, (groups, *_) in zip(widths, calls, strict=True))
     return Costs(sum(products), sum(products[1:]) + sum(grams), 4 * sum(outputs), 4 * matrices)
 
 

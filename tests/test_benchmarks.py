@@ -10,9 +10,11 @@ import pytest
 
 import agop_jax
 from agop_jax.core.errors import UserError
+from agop_jax.core.networks import open_network
 from agop_jax.data import Pipeline, Split
-from agop_jax.features import grams, taps
+from agop_jax.features import grams
 from agop_jax.features.layer import LayerFeatures
+from agop_jax.features.taps import tap
 from agop_jax.training.loop import Settings, Trainer
 from benchmarks import costs, features, limits, networks, run, tables, timing
 from benchmarks.tables import Claim, Row, Table
@@ -228,10 +230,12 @@ def test_operations_are_those_that_xla_counts(name, size, fields):
     xla = lambda function: jax.jit(function).lower(variables, images).cost_analysis()["flops"]
     forward = lambda variables, images: model.apply(variables, images)
     assert counted.forward == pytest.approx(xla(forward), rel=0.15)
-    tapped = taps.tap(model, variables, images)
+    network = open_network(model, variables)
+    tapped = tap(network, images)
 
     def one_cotangent(variables, images):
         labels, cotangents = jnp.zeros(1, int), jnp.ones((1, 1, 10))
-        return grams.gradient_grams(tapped, grams.output_function("logits"), variables, images, labels, cotangents)
+        pair = (variables["params"], network.others)
+        return grams.gradient_grams(tapped, grams.output_function("logits"), pair, images, labels, cotangents)
 
     assert counted.extraction(1, 1) == pytest.approx(xla(one_cotangent), rel=0.15)

@@ -2,7 +2,7 @@
 
 from agop_jax.analysis.ansatz import ansatz_report
 from agop_jax.analysis.evolution import FeatureEvolution, effective_rank
-from agop_jax.analysis.theory import DeepLinear, Fact, balanced_start, descend, fact
+from agop_jax.analysis.theory import DeepLinear, Fact, balanced_start, descend, fact, squared
 from agop_jax.analysis.transforms import eigenvector_patches, feature_maps, image_transforms
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "fact",
     "feature_maps",
     "image_transforms",
+    "squared",
 ]

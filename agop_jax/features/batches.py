@@ -63,7 +63,7 @@ def num_examples(inputs: Any) -> int:
     lengths = {shape[0] if shape else None for shape in leaves}
     if len(lengths) != 1 or None in lengths:
         raise UserError(f"inputs: needed arrays with one leading axis of examples, got the shapes {leaves}")
-    return lengths.pop()
+    return leaves[0][0]
 
 
 def _is_one_batch(inputs: Any) -> bool:

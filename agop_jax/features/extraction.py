@@ -78,8 +78,8 @@ def extract(
     )
     bar = tqdm(
         extractor.stream(),
-        f"extract ({method})",
-        extractor.total,
+        desc=f"extract ({method})",
+        total=extractor.total,
         unit="batch",
         leave=False,
         disable=not (progress and hosts.is_first()),

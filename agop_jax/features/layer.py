@@ -16,24 +16,23 @@ from agop_jax.features.patches import kernel_to_matrix
 
 @struct.dataclass
 class LayerFeatures:
-    """A Conv or Dense layer of a donor, over `count` images.
+    """A layer of a donor, over `count` examples: a product of its inputs with a kernel.
 
     A convolution is linear in its patch, so its gradient there is `W delta` with delta the gradient at its output, and
 
         NFM  = W W^T                (Radhakrishnan et al. 2024, "Mechanism for feature learning", eq. 2, for filters)
         AGOP = W S W^T,  S = (1 / count) sum_images sum_positions sum_outputs delta delta^T
 
-    hold exactly: `kernel` and `gradient_gram` are the whole state. Normaliser: images only, so that AGOP adds up over
+    hold exactly: `kernel` and `gradient_gram` are the whole state. Normaliser: examples only, so that AGOP adds up over
     positions, over outputs, and over the calls of a module that is used more than once.
 
     Attributes:
-      kernel: as the layer used it, (*spatial, cin / groups, cout); Dense (cin, cout); scanned layers lead with a step
-        axis.
+      kernel: as the layer used it, (*stack, *spatial, cin / groups, cout); Dense (cin, cout).
       gradient_gram: S, (cout, cout), or per group (groups, cout / groups, cout / groups). None after `patch_jacobian`.
-      count: number of images.
-      path: the layer's place in the parameter tree, parts joined by '/'.
+      count: number of examples.
+      path: of the layer's parameter, parts joined by '/'.
       groups: `feature_group_count` of the convolution.
-      stacked: number of leading axes that an `nn.scan` or `nn.vmap` put before the kernel's own.
+      stacked: number of leading axes of the kernel that hold independent matrices: steps of scans, then heads.
       standard_error: root mean square of |estimate - AGOP|_F over the random cotangents of `probe`; else None.
       bias: (cout,) of the layer, if it has one; for copies.
       companions: {name: (cout,)} of what works on the layer's channels besides the bias, such as the scale, bias and

@@ -124,6 +124,11 @@ class Tapped:
         _require_use(kernels, used([leaves[index] for index in own]))
         return jax.tree.unflatten(structure, leaves)
 
+    def records(self, variables: Any, inputs: Any) -> dict[str, Record]:
+        """What every product sees and does, for (params, others) and a batch."""
+        params, others = variables
+        return self.apply(params, others, {}, inputs)[1]
+
     def zeros(self, params: Any, others: Any, inputs: Any) -> dict[str, Array]:
         """A tap of zeros for every product, for inputs of this shape."""
         _, records = jax.eval_shape(lambda p, o, x: self.apply(p, o, {}, x), params, others, inputs)

@@ -128,10 +128,10 @@ def _count(inputs: Any) -> int:
 
 
 def _step(tapped: Tapped, other: Tapped | None, layers: Sequence[str], measure: Any) -> Any:
-    def step(variables: Any, inputs: Any, donor_variables: Any, donor_inputs: Any) -> Any:
+    def step(variables: tuple[Any, Any], inputs: Any, donor_variables: Any, donor_inputs: Any) -> Any:
         with jax.default_matmul_precision("highest"):
-            records = tapped.apply(*variables, {}, inputs)[1]
-            theirs = None if other is None else other.apply(*donor_variables, {}, donor_inputs)[1]
+            records = tapped.records(variables, inputs)
+            theirs = None if other is None else other.records(donor_variables, donor_inputs)
             return {layer: measure(layer, (tapped, records), (other, theirs)) for layer in layers}
 
     return jit(step)

@@ -204,7 +204,10 @@ class _Recipient:
     def _source(self, path: str, shape: tuple[int, ...]) -> KernelInit:
         if self.method.first and path != self.layers[0]:
             return KAIMING_NORMAL.kernel_init(None)
-        source, layer = self.method.source, self._layer(path) if self.method.needs_donor else None
+        source = self.method.source
+        if not self.method.needs_donor:
+            return source.kernel_init(None)
+        layer = self._layer(path)
         if isinstance(source, Copy) and source.channels != "same" and math.prod(shape) != layer.kernel.size:
             return source.kernel_init(layer, self._rows(path, shape))
         return source.kernel_init(layer)

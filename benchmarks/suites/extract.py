@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from agop_jax.core.networks import open_network
 from agop_jax.features import grams
-from agop_jax.features.extraction import Extractor, tap
+from agop_jax.features.extraction import Extractor
+from agop_jax.features.taps import tap
 from benchmarks import costs, limits, networks, timing
 from benchmarks.peers import extraction
 from benchmarks.peers import networks as torch_networks
@@ -156,7 +158,8 @@ def probe(size: int, batch: int, width: float, outputs: int = OUTPUTS) -> Work:
     """One random cotangent an image."""
     model, variables = networks.create("vgg11", size, outputs, width)
     images = jnp.asarray(networks.smooth_images(batch, size))
-    _, tapped = tap(model, variables, images)
+    network = open_network(model, variables)
+    tapped, pair = tap(network, images), (network.params, network.others)
     output, labels = grams.output_function("logits"), jnp.zeros(batch, jnp.int32)
 
     @jax.jit
@@ -165,7 +168,7 @@ def probe(size: int, batch: int, width: float, outputs: int = OUTPUTS) -> Work:
         return grams.gradient_grams(tapped, output, variables, images, labels, cotangents)
 
     key = jax.random.key(0)
-    return lambda: step(variables, images, key)
+    return lambda: step(pair, images, key)
 
 
 def peer(size: int, batch: int, width: float) -> Work:

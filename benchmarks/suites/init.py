@@ -74,22 +74,22 @@ def measure_draws(layers: Features, width: float) -> dict[str, np.ndarray]:
 
 
 def ours(method: str, width: float, path: str) -> Work:
-    """Features from disk, and a model's initial variables."""
-    model, _ = networks.create("vgg11", features.SIZE, features.OUTPUTS, width)
-    sample, key = jnp.zeros((1, features.SIZE, features.SIZE, 3)), jax.random.key(0)
+    """Features from disk, and a model with its convolutions drawn anew."""
+    model, variables = networks.create("vgg11", features.SIZE, features.OUTPUTS, width)
+    sample = jnp.zeros((1, features.SIZE, features.SIZE, 3))
 
     def work() -> Any:
         loaded = agop_jax.load_features(Path(path) / "features")
-        return agop_jax.initialize(model, key, sample, loaded, method, LAYERS)
+        return agop_jax.initialize(model, variables, sample, loaded, method, key=0, layers=LAYERS)
 
     return work
 
 
 def draw(layers: Features, method: str, width: float) -> Work:
-    """A model's initial variables from the same features again and again."""
-    model, _ = networks.create("vgg11", features.SIZE, features.OUTPUTS, width)
-    sample, key = jnp.zeros((1, features.SIZE, features.SIZE, 3)), jax.random.key(0)
-    return lambda: agop_jax.initialize(model, key, sample, layers, method, LAYERS)
+    """A model's convolutions drawn anew from the same features again and again."""
+    model, variables = networks.create("vgg11", features.SIZE, features.OUTPUTS, width)
+    sample = jnp.zeros((1, features.SIZE, features.SIZE, 3))
+    return lambda: agop_jax.initialize(model, variables, sample, layers, method, key=0, layers=LAYERS)
 
 
 def kernels(layers: Features, method: str) -> Work:

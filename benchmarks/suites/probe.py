@@ -1,10 +1,7 @@
 """Many outputs: how far `probe` is from the AGOP of a set of images, and `gram` on fewer images, pass for pass."""
 
-import contextlib
 import math
 import os
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from jax.experimental.compilation_cache import compilation_cache
 
 import agop_jax
 from agop_jax.core.errors import UserError
@@ -65,13 +61,9 @@ def run(options: Options) -> Table:
     found, sizes = environment(torch=True), _sizes(options)
     images, source = image_set(sizes)
     model, variables = networks.create("vgg11", sizes.size, sizes.outputs, sizes.width)
-    with compiled_code_kept():
-        truth = Truth(reference(model, variables, images, sizes))
-        probed = [
-            *probe_errors(model, variables, images, sizes, truth),
-            truth.spread(sizes.images * REFERENCE_COTANGENTS),
-        ]
-        exact = gram_errors(model, variables, images, sizes, truth)
+    truth = Truth(reference(model, variables, images, sizes))
+    probed = [*probe_errors(model, variables, images, sizes, truth), truth.spread(sizes.images * REFERENCE_COTANGENTS)]
+    exact = gram_errors(model, variables, images, sizes, truth)
     rates = images_per_second(sizes)
     pictures.save_probe(options.out / "probe", probed, exact, truth.own_error())
     details = {"probe": [one._asdict() for one in probed], "gram": [one._asdict() for one in exact]}
@@ -121,25 +113,6 @@ def image_set(sizes: Sizes) -> tuple[np.ndarray, str]:
     )
     pipeline = Pipeline(mean, std, resize=sizes.size)
     return np.asarray(pipeline(jnp.asarray(pixels))), "CIFAR-10, resized"
-
-
-@contextlib.contextmanager
-def compiled_code_kept() -> Iterator[None]:
-    """`extract` compiles at every call; here the same code comes from a cache of this process's own."""
-    options = {"jax_compilation_cache_dir": None, "jax_persistent_cache_min_compile_time_secs": 0.0}
-    before = {name: getattr(jax.config, name) for name in options}
-    with tempfile.TemporaryDirectory() as directory:
-        _configure(options | {"jax_compilation_cache_dir": directory})
-        try:
-            yield
-        finally:
-            _configure(before)
-
-
-def _configure(options: dict[str, Any]) -> None:
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # it reads the directory once
 
 
 def _probe(model: Any, variables: Any, images: np.ndarray, sizes: Sizes, cotangents: int, seed: int) -> Features:
