@@ -173,10 +173,19 @@ def test_what_no_layer_holds_is_told_with_its_reason():
 
     def model(params, tokens):
         x = params["embedding"][tokens] + params["positions"]
-        x = jnp.tanh((x @ params["w"] + params["b"].reshape(1, 4)) @ hidden)
-        return (x * params["gains"]).mean(1) @ params["head"]
+        x = x @ params["w"] + jnp.zeros((5, 3)) @ params["state"]
+        x = jnp.tanh(x @ hidden)
+        return (x * params["gains"]).mean(1) @ params["head"] + params["b"]
 
-    shapes = {"embedding": (7, 4), "positions": (5, 4), "w": (4, 4), "b": (2, 2), "gains": (5, 4), "head": (4, 2)}
+    shapes = {
+        "embedding": (7, 4),
+        "positions": (5, 4),
+        "w": (4, 4),
+        "b": (1, 2),
+        "state": (3, 4),
+        "gains": (5, 4),
+        "head": (4, 2),
+    }
     params = {name: jnp.ones(shape) for name, shape in shapes.items()}
     tokens = jnp.arange(10).reshape(2, 5) % 7
     taps, (params, _), _ = tapped(model, tokens, params)
@@ -186,6 +195,7 @@ def test_what_no_layer_holds_is_told_with_its_reason():
     assert "positions (added to the data)" in told
     assert "gains (multiplied with the data entry by entry)" in told
     assert "an array of shape (4, 4) that the function closes over" in told
+    assert "state (" in told
     assert told.count("(") == told.count(")")
     assert " b " not in told
     assert "head" not in told

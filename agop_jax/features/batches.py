@@ -44,8 +44,8 @@ class BatchStream:
             raise UserError("inputs: needed at least one example, got none")
         count = num_examples(first[0])
         # several processes need batches of one length, and know only their own examples
-        self.batch_size = batch_size if hosts.several() else min(batch_size, count)
-        self.total = -(-count // self.batch_size) if whole else None
+        self.batch_size: int = int(batch_size if hosts.several() else min(batch_size, count))
+        self.total: int | None = -(-count // self.batch_size) if whole else None
         self._length = -(-self.batch_size // parts) * parts
         self._pieces = itertools.chain([first], pieces)
 

@@ -22,7 +22,7 @@ REASONS = {
 def uncovered(tapped: Tapped, params: Any) -> str | None:
     """One sentence that names every parameter of two or more axes outside of layers; None if there is none."""
     flow, leaves = tapped.dataflow, jax.tree.leaves(params)
-    known = set().union(*flow.kernels.values()) | set(flow.biases.values())
+    known = set().union(*flow.kernels.values()) | {site.bias for site in tapped.sites.values()}
     missing = [n for n, leaf in enumerate(leaves) if leaf.ndim - flow.stacks.get(n, 0) >= 2 and n not in known]
     names = [f"{tapped.paths[n]} ({_reason(flow, n)})" for n in missing]
     names += [f"an array of shape {shape} that the function closes over" for shape in sorted(flow.closed_over)]

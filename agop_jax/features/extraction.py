@@ -76,14 +76,8 @@ def extract(
     extractor = Extractor(
         model, variables, inputs, outputs=outputs, labels=labels, batch_size=batch_size, apply_kwargs=apply_kwargs
     )
-    bar = tqdm(
-        extractor.stream(),
-        desc=f"extract ({method})",
-        total=extractor.total,
-        unit="batch",
-        leave=False,
-        disable=not (progress and hosts.is_first()),
-    )
+    quiet = not (progress and hosts.is_first())
+    bar = tqdm(extractor.stream(), f"extract ({method})", extractor.total, unit="batch", disable=quiet, leave=False)
     features = extractor.sums(method, bar, num_probes, key)
     return {path: features[path] for path in trees.select(features, layers)}
 

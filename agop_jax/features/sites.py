@@ -66,6 +66,13 @@ class Site:
         return self.params["feature_group_count"] if self.is_convolution else 1
 
     @property
+    def filters(self) -> int:
+        """Number of filters, of one head."""
+        if self.is_convolution:
+            return self.kernel_shape[self.params["dimension_numbers"].rhs_spec[0]]
+        return math.prod(self.kernel_shape[axis] for axis in self._free(self.place, len(self.kernel_shape)))
+
+    @property
     def heads(self) -> int:
         """Number of batch axes of a matrix product."""
         return 0 if self.is_convolution else len(self._axes(self.place)[1])

@@ -19,59 +19,17 @@ from flax import struct
 
 from agop_jax.core import devices, hosts
 from agop_jax.core.compilation import compile_within_memory, jit
-from agop_jax.core.errors import UserError, unknown_name
 from agop_jax.core.networks import switches_of
 from agop_jax.core.types import Array, Variables
 from agop_jax.data import AnySplit, Pipeline, Split, batch_indices, stored_batches
 from agop_jax.training.device_data import DeviceData
+from agop_jax.training.settings import Settings, optimizer_of
 
 EVALUATED_AT = (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)  # per cent of the steps
 EVALUATION_BATCH = 500  # images, and no more pixels than this many of 224 x 224: forward passes have to fit, too
 EVALUATION_PIXELS = 64 * 224 * 224
 AMPLE_BYTES = 2**30  # of a step: VGG11 at 32 x 32 takes a fifth of it, at 224 x 224 five times as much
-OPTIMIZERS = ("sgd", "adam")
-SCHEDULES = ("constant", "cosine")
-PRECISIONS = ("float32", "bfloat16")
 Selection = tuple[Split, np.ndarray | None]  # images by their indices in a split, or a split whole
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The part of a run that is compiled in.
-
-    Attributes:
-      steps: the budget.
-      batch_size: images a step.
-      optimizer: 'sgd' (with momentum) or 'adam'.
-      momentum: of SGD.
-      weight_decay: L2, added to the gradient, as in PyTorch's SGD.
-      schedule: 'constant', or 'cosine' from the peak to zero.
-      precision: of the passes through the network, 'float32' or 'bfloat16'; parameters, their updates, statistics of
-        BatchNorm and the loss are float32 always.
-    """
-
-    steps: int
-    batch_size: int = 64
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    schedule: str = "cosine"
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
-        if self.schedule not in SCHEDULES:
-            raise unknown_name("schedule", self.schedule, SCHEDULES)
-        if self.precision not in PRECISIONS:
-            raise unknown_name("precision", self.precision, PRECISIONS)
-        if self.steps < 1 or self.batch_size < 1:
-            raise UserError(f"wanted steps and batch_size of 1 or more, got {self.steps} and {self.batch_size}")
-        if not (0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):
-            raise UserError(
-                "wanted a momentum of 0 or more and below 1, and a weight_decay of 0 or more, got "
-                f"{self.momentum} and {self.weight_decay}"
-            )
 
 
 @struct.dataclass
@@ -116,9 +74,9 @@ class Trainer:
         self.mesh = devices.mesh_for(settings.batch_size)
         self.traces = 0
         self._inference = switches_of(type(model).__call__)
-        self._optimizer = optax.inject_hyperparams(_optimizer, static_args=("settings",), hyperparam_dtype=jnp.float32)(
-            learning_rate=0.0, settings=settings
-        )
+        self._optimizer = optax.inject_hyperparams(
+            optimizer_of, static_args=("settings",), hyperparam_dtype=jnp.float32
+        )(learning_rate=0.0, settings=settings)
         self._optimizer_start = jax.jit(self._optimizer.init)  # constants of a jitted function are no transfers
         self._compiled: Callable[..., TrainState] | None = None
         self._whole, self._divided = devices.whole(self.mesh), devices.divided(self.mesh)
@@ -267,14 +225,6 @@ class Trainer:
             return split, indices
         part, parts = hosts.part()
         return self._divide(split.take(np.split(indices, parts)[part]).load()), None
-
-
-def _optimizer(learning_rate: Any, settings: Settings) -> optax.GradientTransformation:
-    if settings.optimizer == "adam":
-        rule = optax.adam(learning_rate)
-    else:
-        rule = optax.sgd(learning_rate, momentum=settings.momentum or None)
-    return optax.chain(optax.add_decayed_weights(settings.weight_decay), rule) if settings.weight_decay else rule
 
 
 def train(
