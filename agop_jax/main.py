@@ -1,5 +1,7 @@
 """The program: python -m agop_jax.main --config=configs/digits.py --workdir=DIR [--config.field=value ...]."""
 
+# pyright: reportArgumentType=false
+
 import sys
 import traceback
 from collections.abc import Sequence

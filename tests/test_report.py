@@ -456,3 +456,16 @@ def test_layers_are_in_the_order_of_the_tables_not_of_their_names():
     ]
     (_, idle), *_ = [part for part in pictures.ansatz_words(rows) if part[0].startswith("Trivial")]
     assert idle == "Conv_0, BasicBlock_0/Conv_0, Dense_0, Aaa."
+
+
+def test_filters_of_another_kind_are_named_without_advice_to_load_them(tmp_path):
+    """NumPy's own message proposes to load pickled objects."""
+    rows = grid(["kaiming_normal"])
+    write_minimal(tmp_path, rows)
+    (tmp_path / "filters").mkdir()
+    name = f"kaiming_normal_n{rows[0]['train_size']}_w{rows[0]['width']:g}_s{rows[0]['seed']}"
+    np.save(tmp_path / "filters" / f"{name}.npy", np.array([object()]), allow_pickle=True)
+    (tmp_path / "filters" / f"{name}.npy").rename(tmp_path / "filters" / f"{name}.npz")
+    with pytest.raises(UserError, match="it holds Python objects, which are never loaded") as error:
+        write_report(tmp_path, DESCRIPTIONS)
+    assert "allow_pickle" not in str(error.value)

@@ -74,7 +74,7 @@ def ansatz_report(
       resamples: bootstrap samples of batches for the interval of the best-fitting power.
       batch_size: images in a batch, the unit of the bootstrap; with fewer than 3 batches there is no interval.
       seed: of rotations, bootstrap and the fresh draw.
-      **extraction: further arguments of `Extractor`: outputs, labels, apply_kwargs.
+      **extraction: outputs, labels, apply_kwargs of `extract`.
 
     Returns:
       Rows of `results.ANSATZ_COLUMNS`, for `pandas.DataFrame` or `results.write_rows`. `comparison` is one of
@@ -92,12 +92,7 @@ def ansatz_report(
     Raises:
       UserError: as `extract`; a power that is not above 0; a regular expression that matches no layer.
     """
-    if not powers or min(powers) <= 0:
-        raise UserError(f"powers: wanted one or more above 0, got {tuple(powers)}")
-    if unknown := extraction.keys() - EXTRACTION:
-        raise UserError(
-            f"ansatz_report: takes {', '.join(EXTRACTION)} for extraction, which is exact, got {', '.join(unknown)}"
-        )
+    _check_arguments(powers, extraction)
     extractor = Extractor(model, variables, images, batch_size=batch_size, **extraction)
     parts = extractor.batches(variables)
     start = _untrained(model, images, seed, extraction) if init_variables is None else init_variables
@@ -109,6 +104,15 @@ def ansatz_report(
         with threadpool_limits(1):  # many small decompositions: threads would only wait for each other
             rows += study.layer(path, parts, first, known=init_variables is not None)
     return rows
+
+
+def _check_arguments(powers: Sequence[float], extraction: Mapping[str, Any]) -> None:
+    if not powers or min(powers) <= 0:
+        raise UserError(f"powers: wanted one or more above 0, got {tuple(powers)}")
+    if unknown := extraction.keys() - EXTRACTION:
+        raise UserError(
+            f"ansatz_report: takes {', '.join(EXTRACTION)} for extraction, which is exact, got {', '.join(unknown)}"
+        )
 
 
 def _untrained(model: Any, images: Any, seed: int, extraction: Mapping[str, Any]) -> Any:

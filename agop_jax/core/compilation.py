@@ -63,13 +63,13 @@ def _under_default_promotion(function: Callable[..., Any]) -> Callable[..., Any]
     return call
 
 
-def compiler_options() -> dict[str, str]:
+def compiler_options() -> dict[str, Any]:
     """Of XLA, for the default backend; none where the installed jaxlib does not know them."""
     return _cpu_options() if jax.default_backend() == "cpu" else {}
 
 
 @functools.cache
-def _cpu_options() -> dict[str, str]:
+def _cpu_options() -> dict[str, Any]:
     try:  # a jaxlib that does not know an option says so as soon as it compiles anything with it
         jax.jit(lambda x: x, compiler_options=EIGEN_CONVOLUTIONS).lower(np.float32(0)).compile()
     except jax.errors.JaxRuntimeError:

@@ -93,7 +93,7 @@ def spread(array: np.ndarray, over: Mesh) -> jax.Array:
     """An array that every process has whole, cut along its first axis; zeros fill the last part."""
     length = round_up(len(array), over.size) // over.size
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         rows = array[index]
         return np.pad(rows, [(0, length - len(rows))] + [(0, 0)] * (rows.ndim - 1))
 

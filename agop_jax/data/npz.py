@@ -1,5 +1,7 @@
 """A file of arrays as a data set."""
 
+# pyright: reportArgumentType=false
+
 import math
 from collections.abc import Mapping
 from pathlib import Path

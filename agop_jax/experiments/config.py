@@ -1,5 +1,7 @@
 """The config as files in `configs/` and the command line change it; its fields are those of `settings.Config`."""
 
+# pyright: reportArgumentType=false
+
 # pyright: reportOptionalMemberAccess=false
 # (the fields of a ConfigDict have no types that a checker could know)
 

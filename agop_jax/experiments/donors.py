@@ -1,5 +1,7 @@
 """The donor: trained here, taken from elsewhere, or known by its stored features alone."""
 
+# pyright: reportArgumentType=false
+
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping

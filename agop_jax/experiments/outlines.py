@@ -1,5 +1,7 @@
 """Networks by their shapes alone: nothing is computed, so that it takes no time, whatever their size."""
 
+# pyright: reportArgumentType=false
+
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any

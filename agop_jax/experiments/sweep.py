@@ -4,6 +4,8 @@ Seeds are paired: for one seed all inits have the same training images, data ord
 read once per recipient, after its training.
 """
 
+# pyright: reportArgumentType=false
+
 import io
 import math
 from collections.abc import Mapping

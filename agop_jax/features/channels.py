@@ -61,7 +61,7 @@ def _joined(eqn: Any, shapes: Sequence[Any], operands: Sequence[Segments | None]
         return None
     if eqn.params["dimension"] != len(shapes[0]) - 1:
         return operands[0] if len(set(operands)) == 1 else None
-    once = all(shape[-1] == _length(part) for shape, part in zip(shapes, operands, strict=True))
+    once = all(shape[-1] == _length(part or ()) for shape, part in zip(shapes, operands, strict=True))
     return tuple(segment for part in operands for segment in part or ()) if once else None
 
 

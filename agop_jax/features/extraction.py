@@ -41,12 +41,11 @@ def extract(
     product, an einsum, a projection of attention. A second call for the same model, shapes and method compiles nothing.
 
     Args:
-      model: a Linen, NNX or Equinox module, or any function f(params, inputs) of a batch; see `core.networks`. An
-        output may depend on its own example only; the usual switches (`train`, `deterministic`, ...) are set to
-        inference.
+      model: a Linen, NNX or Equinox module, or any function f(params, inputs) of a batch. An output may depend on its
+        own example only; the usual switches (`train`, `deterministic`, ...) are set to inference.
       variables: of a Linen module its parameters and statistics, of a function its parameters; of an NNX module None or
         an `nnx.State`, of an Equinox module None.
-      inputs: as the network expects them, an array (n, ...) or a dictionary of such; or an iterable of either, or of
+      inputs: an array (n, ...) as the network expects it, or a dictionary of such; or an iterable of either, or of
         (inputs, labels) pairs. Of several processes, each gives its own.
       method: 'gram' (exact, one reverse pass an output), 'probe' (unbiased, `num_probes` reverse passes whatever the
         number of outputs) or 'patch_jacobian' (the definition, slow and memory-hungry, one layer after another).
@@ -62,8 +61,7 @@ def extract(
       progress: show a bar.
 
     Returns:
-      {layer path: LayerFeatures}, in the order of the computation; sums in float32 or better at highest precision,
-      divided by n.
+      {layer path: LayerFeatures}, in the order of the computation: sums in float32 or better, divided by n.
 
     Raises:
       UserError: unknown method or output, no example, numbers that are not finite, outputs that depend on other

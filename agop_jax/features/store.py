@@ -1,5 +1,7 @@
 """Features on disk, and as dense matrices for users of the older PyTorch project."""
 
+# pyright: reportArgumentType=false
+
 import os
 from collections.abc import Mapping
 from pathlib import Path

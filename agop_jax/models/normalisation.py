@@ -1,5 +1,7 @@
 """How a donor's images are normalised: (pixel / 255 - mean) / std, per channel, as a file states it or a user."""
 
+# pyright: reportArgumentType=false
+
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

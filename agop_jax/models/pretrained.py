@@ -1,5 +1,7 @@
 """Donors that were trained elsewhere: `load_pretrained('vgg11', 'hub:timm/vgg11.tv_in1k')`."""
 
+# pyright: reportArgumentType=false
+
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Networks by name: `create('small_cnn', num_classes=10, features=(32, 64))`."""
 
+# pyright: reportArgumentType=false
+
 import dataclasses
 from functools import partial
 from typing import Any

@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from agop_jax.core.errors import UserError
-from agop_jax.core.files import Columns, Row, read_json, read_optional_table, read_table, read_text
+from agop_jax.core.files import (
+    Columns,
+    Row,
+    read_json,
+    read_optional_table,
+    read_table,
+    read_text,
+    unreadable_reason,
+)
 
 Recipient = tuple[str, int, float, int]  # init, train_size, width, seed
 Kernels = tuple[np.ndarray, np.ndarray]  # first layer before and after training, (kh, kw, cin, cout)
@@ -214,5 +222,6 @@ def _read_filters(path: Path, rows: Sequence[Row]) -> dict[str, Kernels]:
             with np.load(file, allow_pickle=False) as arrays:
                 found[row["init"]] = arrays["initial"], arrays["trained"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{file}: wanted the arrays 'initial' and 'trained' ({error})") from error
+            reason = unreadable_reason(error)
+            raise UserError(f"{file}: wanted the arrays 'initial' and 'trained' ({reason})") from error
     return found

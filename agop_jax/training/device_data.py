@@ -1,5 +1,7 @@
 """A data set where it is trained on: on the devices, or on disk."""
 
+# pyright: reportArgumentType=false
+
 from dataclasses import dataclass
 
 import jax

@@ -4,6 +4,8 @@ Everything a run depends on is an argument: the initial variables, the images' i
 The compiled step takes them as data, so that all initialisations, seeds and learning rates of one network share it.
 """
 
+# pyright: reportArgumentType=false
+
 import contextlib
 import math
 from collections.abc import Callable, Iterator
