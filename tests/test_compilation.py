@@ -17,8 +17,10 @@ import agop_jax
 from agop_jax.core import compilation, containers, devices
 from agop_jax.core.compilation import compile_within_memory, keep_compiled_code, within_memory
 from agop_jax.core.errors import UserError
+from agop_jax.core.networks import Cache
 from agop_jax.data import Split, splits
 from agop_jax.experiments import donors
+from agop_jax.features import steps
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.training import device_data
 
@@ -144,6 +146,7 @@ def network():
 
 def test_extraction_takes_fewer_outputs_at_a_time_where_memory_is_short(network, monkeypatch):
     wanted = agop_jax.extract(*network, progress=False)
+    monkeypatch.setattr(steps, "_STEPS", Cache())
     answers = iter([0, 0, math.inf])  # 10 outputs and 5 do not fit, 2 do
     monkeypatch.setattr(compilation, "free_bytes", lambda: next(answers))
     found = agop_jax.extract(*network, progress=False)
@@ -154,6 +157,7 @@ def test_extraction_takes_fewer_outputs_at_a_time_where_memory_is_short(network,
 
 @pytest.mark.parametrize(("method", "outputs"), [("gram", "logits"), ("gram", [3]), ("probe", "logits")])
 def test_extraction_that_does_not_fit_says_so(network, method, outputs, monkeypatch):
+    monkeypatch.setattr(steps, "_STEPS", Cache())
     monkeypatch.setattr(compilation, "free_bytes", lambda: 0)
     with pytest.raises(UserError, match=r"reverse pass.*GiB are free: lower batch_size"):
         agop_jax.extract(*network, method=method, outputs=outputs, progress=False)

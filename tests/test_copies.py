@@ -29,13 +29,11 @@ def trained(name, width, seed=0):
     return model, jax.tree.map(move, models.own_variables(model, jax.random.key(seed), images)), images
 
 
-@pytest.mark.parametrize(
-    "name", ["lenet5", "small_cnn", "vgg11", "vgg11_bn", "resnet18", "resnet20", "alexnet", "vit_tiny"]
-)
+@pytest.mark.parametrize("name", ["lenet5", "small_cnn", "vgg11_bn", "resnet18", "resnet20", "alexnet", "vit_tiny"])
 def test_a_widened_copy_computes_what_the_donor_computes(name):
     width = SMALL[name][1].get("width", 1.0)
     model, variables, images = trained(name, width)
-    features = agop_jax.extract(model, variables, images, progress=False)
+    features = agop_jax.extract(model, variables, images, outputs=0, progress=False)
     wide, own, _ = trained(name, 2 * width, seed=1)
     copy = lambda: agop_jax.initialize(wide, own, images, features, "copy_tiled", key=0)
     if name in REFUSED:
@@ -51,7 +49,7 @@ def test_a_widened_copy_computes_what_the_donor_computes(name):
 def test_copy_takes_normalisations_along(name):
     """Below the head: the head is not selected, so the logits of the copy are the head's own of the same features."""
     model, variables, images = trained(name, SMALL[name][1]["width"])
-    features = agop_jax.extract(model, variables, images, progress=False)
+    features = agop_jax.extract(model, variables, images, outputs=0, progress=False)
     _, own, _ = trained(name, SMALL[name][1]["width"], seed=1)
     copied = agop_jax.initialize(model, own, images, features, "copy", key=0)
     for collection in ("params", "batch_stats"):
@@ -63,7 +61,7 @@ def test_copy_takes_normalisations_along(name):
 
 def test_companions_are_stored(tmp_path):
     model, variables, images = trained("vgg11_bn", 0.05)
-    features = agop_jax.extract(model, variables, images, progress=False)
+    features = agop_jax.extract(model, variables, images, outputs=0, progress=False)
     assert {name.rpartition("/")[2] for name in features["Conv_0"].companions} <= {"scale", "bias", "mean", "var"}
     assert len(features["Conv_0"].companions) >= 3  # the normalisation's bias is the layer's, if it has none
     agop_jax.save_features(tmp_path / "features", features)
@@ -75,7 +73,7 @@ def test_companions_are_stored(tmp_path):
 def test_tiled_copies_part_in_training(optimizer):
     """With equal shares of the outgoing weights they would stay bit for bit the same."""
     model, variables, images = trained("lenet5", 1.0)
-    features = agop_jax.extract(model, variables, images, progress=False)
+    features = agop_jax.extract(model, variables, images, outputs=0, progress=False)
     wide, own, _ = trained("lenet5", 2.0, seed=1)
     params = agop_jax.initialize(wide, own, images, features, "copy_tiled", key=0)["params"]
     half = params["Conv_0"]["kernel"].shape[-1] // 2
@@ -129,7 +127,7 @@ def test_coupled_methods_take_modules_with_lists():
         [nn.Conv(6, (3, 3)), nn.relu, nn.Conv(5, (3, 3)), lambda x: x.mean((1, 2)), nn.Dense(CLASSES)]
     )
     variables = model.init(jax.random.key(1), images)
-    features = agop_jax.extract(model, variables, images, progress=False)
+    features = agop_jax.extract(model, variables, images, outputs=0, progress=False)
     donor = agop_jax.Donor(model, variables, images)
     for method in ("lsuv", "coupled_nfm", "coupled_agop"):
         drawn = agop_jax.initialize(model, variables, images, features, method, key=0, donor=donor)
@@ -145,7 +143,7 @@ def test_a_dead_layer_is_named(method):
     )
     variables = model.init(jax.random.key(1), images)
     variables["params"]["layers_1"]["scale"] = jnp.zeros(6)
-    features = agop_jax.extract(model, variables, images, progress=False)
+    features = agop_jax.extract(model, variables, images, outputs=0, progress=False)
     donor = agop_jax.Donor(model, variables, images)
     with pytest.raises(agop_jax.UserError, match=r"layer 'layers_0': its .*agop is zero.*'he_nfm'"):
         agop_jax.initialize(model, variables, images, features, method, key=0, donor=donor)

@@ -13,7 +13,7 @@ from agop_jax.experiments.config import experiment_config
 from agop_jax.experiments.keys import Role, key, stream
 from agop_jax.experiments.recipients import Comparison
 from agop_jax.experiments.sweep_tables import sweep_cells
-from agop_jax.initializers.model import Transplant
+from agop_jax.initializers.model import Initialization
 from agop_jax.training.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -48,7 +48,7 @@ def comparison(tmp_path_factory):
     return Comparison(path, config, dataset, {"trained": donor, "untrained": donor}), trainer
 
 
-def starts(comparison, seed: int) -> dict[str, Transplant]:
+def starts(comparison, seed: int) -> dict[str, Initialization]:
     """By init."""
     shared, trainer = comparison
     cells = sweep_cells(shared.config.recipients, 500)

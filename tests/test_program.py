@@ -109,7 +109,7 @@ BAD = {
     "init": (["--config.recipients.inits=('kaiming',)"], ["unknown init 'kaiming'", "kaiming_normal"]),
     "layer": (["--config.recipients.layers=conv"], ["'conv' matches no layer", "Conv_0, Conv_1, Conv_2, Dense_0"]),
     "model": (["--config.model.name=vgg"], ["unknown model 'vgg'", "vgg11"]),
-    "too small": (["--config.model.name=small_cnn", "--config.data.validation=2.0"], ["fraction between 0 and 1"]),
+    "too small": (["--config.model.name=small_cnn", "--config.data.validation=2.0"], ["a fraction from 0, below 1"]),
     "method": (["--config.features.method=grams"], ["unknown method 'grams'", "Did you mean 'gram'"]),
     "picture": (["--config.pictures.image=/nowhere.png"], ["'/nowhere.png' is no readable picture"]),
     "diverging donor": (["--config.donor.learning_rate=1e30"], ["diverged", "lower config.donor.learning_rate"]),

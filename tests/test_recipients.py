@@ -132,7 +132,10 @@ def test_sizes_and_widths(make_sweep):
     [
         ({"inits": ("kaiming_normal", "he_nmf")}, "unknown init 'he_nmf'.*Did you mean 'he_nfm'"),
         ({"layers": "conv.*"}, "matches no layer. Layers: Conv_0, Conv_1, Dense_0"),
-        ({"inits": ("copy",), "widths": (2.0,)}, "layer 'Conv_0': wanted 4 filters to copy, got 8"),
+        (
+            {"inits": ("copy",), "widths": (2.0,)},
+            "layer 'Conv_0': .*'copy' needs the same; 'copy_spaced'",
+        ),
         ({"inits": ("nfm",), "widths": (2.0,)}, r"layer 'Conv_1': the donor's kernel is \(3, 3, 4, 6\)"),
         ({"train_sizes": (10**6,)}, "train_size: wanted 1 to 1150"),
         ({"seeds": 0}, "seeds >= 1"),
@@ -160,9 +163,10 @@ def test_the_first_filters_are_those_of_the_first_call(name, first, channels):
     trainer = Trainer(models.create(name, 10), Pipeline.of(dataset, rgb=True, resize=32), Settings(steps=1))
     shapes = kernel_shapes(trainer.model, trainer.pipeline, (8, 8, 1))
     assert next(iter(shapes)) == first
-    kernels = {path: jnp.full(shape, index, jnp.float32) for index, (path, shape) in enumerate(shapes.items())}
-    params = trees.unflatten({f"{path}/kernel": kernels[path] for path in sorted(kernels)})
-    filters = recipients.first_filters(trainer, dataset, {"params": params})
+    fresh = jax.eval_shape(lambda: models.own_variables(trainer.model, jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+    variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), fresh)
+    variables["params"][first]["kernel"] *= 0
+    filters = recipients.first_filters(trainer, dataset, variables)
     assert filters.shape[-2:] == (3, channels)
     assert (filters == 0).all()
 
@@ -175,4 +179,9 @@ def test_a_network_without_convolutions_has_no_first_filters():
 
     dataset = data.load("digits")
     trainer = Trainer(Perceptron(), Pipeline.of(dataset), Settings(steps=1))
-    assert recipients.first_filters(trainer, dataset, {"params": {"Dense_0": {"kernel": np.ones((64, 10))}}}) is None
+    assert (
+        recipients.first_filters(
+            trainer, dataset, {"params": {"Dense_0": {"kernel": np.ones((64, 10)), "bias": np.ones(10)}}}
+        )
+        is None
+    )

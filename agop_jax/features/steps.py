@@ -56,7 +56,7 @@ class Steps:
 
     def __init__(self, network: Network, inputs: Any, outputs: Any, mesh: Mesh) -> None:
         self._mesh, self._unrolled = mesh, MAX_UNROLLED
-        self.tapped = tapped = tap(network, inputs)
+        self.tapped = tapped = tap(network, _of_all_processes(inputs))
         function = weakly(outputs) if callable(outputs) else None
         self._output = output = grams.output_function((lambda x: function()(x)) if function else outputs)
         labels = np.zeros(len(jax.tree.leaves(inputs)[0]), int)
@@ -122,6 +122,12 @@ class Steps:
             self._definitions |= {layer: jit(functools.partial(agop, layer=layer), **placed) for layer in tapped.layers}
         arrays = devices.divide(batch, self._mesh)
         return {layer: step(variables, *arrays) for layer, step in self._definitions.items()}
+
+
+def _of_all_processes(inputs: Any) -> Any:
+    """Shapes of the batch that a step sees: the parts of all processes, one after another."""
+    parts = hosts.part()[1]
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((parts * len(leaf), *leaf.shape[1:]), leaf.dtype), inputs)
 
 
 def _kernels(tapped: Tapped, params: Any, others: Any) -> dict[str, tuple[Array, Array | None, dict[str, Array]]]:
