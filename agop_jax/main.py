@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -34,6 +35,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}: options start with --")
     logging.set_verbosity(logging.WARNING)
     keep_compiled_code()
+    jax.config.update("jax_transfer_guard", "allow")  # the program moves data on purpose, in all its threads
     if _DISTRIBUTED.value or _COORDINATOR.value:
         hosts.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     summary = experiment.run(_CONFIG.value, _WORKDIR.value)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import agop_jax
 from agop_jax.data import Dataset, Pipeline, Split
 from agop_jax.training.device_data import DeviceData
 from agop_jax.training.loop import Run, Settings, Trainer, train
@@ -102,7 +103,9 @@ def test_a_step_under_strict_promotion_leaves_the_callers_switches_alone(dataset
             jnp.ones(2, jnp.float32) + jnp.ones(2, jnp.bfloat16)
 
 
-@pytest.mark.parametrize("switch", ["JAX_ENABLE_X64=1", "JAX_NUMPY_RANK_PROMOTION=raise"])
+@pytest.mark.parametrize(
+    "switch", ["JAX_ENABLE_X64=1", "JAX_NUMPY_RANK_PROMOTION=raise", "JAX_TRANSFER_GUARD=disallow"]
+)
 def test_the_program_trains_a_donor_under_a_switch(switch, tmp_path):
     name, value = switch.split("=")
     options = ("--config=configs/digits.py:quick", "--config.stages=donor", "--config.model.features=4,6")
@@ -111,3 +114,41 @@ def test_the_program_trains_a_donor_under_a_switch(switch, tmp_path):
     done = subprocess.run(command, cwd=root, env={**os.environ, name: value}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "donor" / "metadata.json").exists()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_features_and_draws_under_every_switch(mode):
+    """The same numbers as without it; one cotangent of `probe` has no spread, which is told by NaN and is no error."""
+    model, key = Biasless(), jax.random.key(0)
+    images = jax.random.normal(key, (4, 6, 6, 3), jnp.float32)
+    variables = model.init(key, images)
+
+    slow = mode == "disable_jit"  # operation by operation
+
+    def results():
+        exact = agop_jax.extract(model, variables, images, progress=False)
+        if slow:
+            return [layer.gradient_gram for layer in exact.values()]
+        probed = agop_jax.extract(model, variables, images, method="probe", num_probes=1, progress=False)
+        donor = agop_jax.Donor(model, variables, images)
+        draw = lambda method: agop_jax.initialize(model, variables, images, exact, method, key=key, donor=donor)
+        draws = [draw(method)["params"] for method in ("he_nfm", "lsuv", "coupled_agop", "copy")]
+        grams = [layer.gradient_gram for features in (exact, probed) for layer in features.values()]
+        return jax.tree.leaves((grams, draws))
+
+    expected = results()
+    with MODES[mode]():
+        found = results()
+    for a, b in zip(expected, found, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        if mode != "enable_x64":  # JAX draws other numbers where its default is float64
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(a).max())
+        assert np.isfinite(b).all()
+
+
+class Biasless(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3), use_bias=False)(x))
+        x = nn.relu(nn.Conv(5, (3, 3), use_bias=False)(x)).mean((1, 2))
+        return nn.Dense(3, use_bias=False)(x)

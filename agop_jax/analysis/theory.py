@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from agop_jax.core.devices import on_purpose
 from agop_jax.core.errors import UserError
 from agop_jax.core.networks import Cache, open_network
 from agop_jax.core.types import Array, Float, Images, Labels, PRNGKey, Variables
@@ -79,6 +80,7 @@ def squared(outputs: Float[Array, "n m"], targets: Float[Array, "n m"]) -> Float
     return 0.5 * ((outputs - targets) ** 2).sum(-1)
 
 
+@on_purpose
 def descend(
     model: Any,
     variables: Any,
@@ -150,6 +152,7 @@ class Fact(NamedTuple):
         return jnp.sqrt((gram(gap) * own).sum() / (own * own).sum())
 
 
+@on_purpose
 def fact(
     model: Any,
     variables: Any,

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from agop_jax.core import trees
+from agop_jax.core import devices, trees
 from agop_jax.core.compilation import jit
 from agop_jax.core.errors import UserError
 from agop_jax.core.networks import open_network
@@ -25,6 +25,7 @@ from agop_jax.features.taps import Record, tap
 EVERY = ".*"  # also of a network without convolutions
 
 
+@devices.on_purpose
 def image_transforms(
     model: Any,
     variables: Any,
@@ -62,6 +63,7 @@ def image_transforms(
     return transforms
 
 
+@devices.on_purpose
 def feature_maps(
     model: Any, variables: Any, images: Images, layers: str = EVERY, **apply_kwargs: Any
 ) -> dict[str, Float[Array, "n h2 w2 cout"]]:

@@ -116,6 +116,8 @@ def within_memory(function: Callable[..., Any], what: str, remedy: str, **jit_op
     compiled: dict[Any, Callable[..., Any]] = {}
 
     def call(*arguments: Any) -> Any:
+        if jax.config.jax_disable_jit:
+            return function(*jax.tree.map(jnp.asarray, arguments))
         leaves, structure = jax.tree.flatten(arguments)
         signature = structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         if signature not in compiled:

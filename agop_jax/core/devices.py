@@ -5,7 +5,8 @@ BatchNorm. With one device the mesh has one place.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -21,6 +22,17 @@ from agop_jax.core.types import Device
 
 AXIS = "data"
 _CHOSEN: ContextVar[tuple[Device, ...] | None] = ContextVar("devices", default=None)
+
+
+def on_purpose(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that `jax.transfer_guard` lets move data between host and device, since it is made to do so."""
+
+    @functools.wraps(function)
+    def guarded(*arguments: Any, **options: Any) -> Any:
+        with jax.transfer_guard("allow"):
+            return function(*arguments, **options)
+
+    return guarded
 
 
 @contextlib.contextmanager

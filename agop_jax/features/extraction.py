@@ -20,6 +20,7 @@ from agop_jax.features.steps import Steps, add, steps_of
 METHODS = ("gram", "probe", "patch_jacobian")
 
 
+@devices.on_purpose
 def extract(
     model: Any,
     variables: Any,
@@ -88,6 +89,7 @@ class Extractor:
         the variables of each call.
     """
 
+    @devices.on_purpose
     def __init__(
         self,
         model: Any,
@@ -133,6 +135,7 @@ class Extractor:
             return batches
         return labelled(batches, self._steps.num_classes or 0)
 
+    @devices.on_purpose
     def batches(self, variables: Any = None) -> list[dict[str, LayerFeatures]]:
         """The features of each batch by itself, exact; `merge` puts them together."""
         if self._kept is None:
@@ -220,5 +223,6 @@ def _means(layer: LayerFeatures, method: str, total: Array) -> dict[str, Array]:
         return {"patch_agop": jnp.asarray(total / layer.count)}
     if method == "gram":
         return {"gradient_gram": jnp.asarray(total / layer.count)}
-    error = jnp.sqrt(grams.probe_variance(layer.matrix, total)) / layer.count
+    with jax.debug_nans(False):  # NaN is said on purpose, of a single pass
+        error = jnp.sqrt(grams.probe_variance(layer.matrix, total)) / layer.count
     return {"gradient_gram": jnp.asarray(total.mean(0) / layer.count), "standard_error": error}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from agop_jax.core import trees
+from agop_jax.core import devices, trees
 from agop_jax.core.errors import UserError
 from agop_jax.core.networks import Network, open_network
 from agop_jax.core.types import Array, PRNGKey
@@ -81,6 +81,7 @@ def initialize(
     return done.variables
 
 
+@devices.on_purpose
 def initialization(
     model: Any,
     variables: Any,
