@@ -29,7 +29,10 @@ def trained(name, width, seed=0):
     return model, jax.tree.map(move, models.own_variables(model, jax.random.key(seed), images)), images
 
 
-@pytest.mark.parametrize("name", ["lenet5", "small_cnn", "vgg11_bn", "resnet18", "resnet20", "alexnet", "vit_tiny"])
+LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "resnet20", "alexnet", "vit_tiny")]
+
+
+@pytest.mark.parametrize("name", ["lenet5", "small_cnn", "vgg11_bn", *LARGE])
 def test_a_widened_copy_computes_what_the_donor_computes(name):
     width = SMALL[name][1].get("width", 1.0)
     model, variables, images = trained(name, width)
@@ -45,7 +48,7 @@ def test_a_widened_copy_computes_what_the_donor_computes(name):
     np.testing.assert_allclose(wide.apply(copy(), images) / scale, expected / scale, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vgg11_bn", "resnet18", "resnet20"])
+@pytest.mark.parametrize("name", ["vgg11_bn", *LARGE[:2]])
 def test_copy_takes_normalisations_along(name):
     """Below the head: the head is not selected, so the logits of the copy are the head's own of the same features."""
     model, variables, images = trained(name, SMALL[name][1]["width"])
