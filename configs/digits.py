@@ -4,7 +4,7 @@ Command:  python -m agop_jax.main --config=configs/digits.py --workdir=runs/digi
 Cost:     1.8 minutes on 2 CPU cores, 2.4 of CPU time.
 Result:   5 paired seeds. No init is told apart from He (98.0 +- 1.0 % test accuracy): it is easy. It checks
           the program and is no evidence for an init. copy has 99.0 +- 0.4; most are within 1.3 points of He.
-          he_nfm is unsteady (63.4 +- 52.4), and nfm and coupled_nfm (both 94.8) depend on the donor's seed; kaiming_nfm,
+          he_nfm is unsteady (63.4 +- 52.4); nfm and coupled_nfm (both 94.8) depend on the donor's seed. kaiming_nfm,
           whose scale nothing controls, and zeros, normal and uniform, too small for a network without normalisation, do
           not train.
 """
