@@ -281,3 +281,13 @@ def test_a_kernel_that_is_computed_is_not_drawn():
     kernels = taps.kernels(params, others)
     with pytest.raises(UserError, match=r"layer 'Conv_0': its kernel is computed from its parameters"):
         taps.with_kernels(params, others, {"Conv_0": kernels["Conv_0"]})
+
+
+def test_two_parameters_of_one_place_are_two_layers():
+    """Without the last parts of their paths both would be called 'block'."""
+
+    def model(params, x):
+        return jnp.tanh(x @ params["block"]["w"]) @ params["block"]["kernel"]
+
+    params = {"block": {"w": jnp.ones((4, 3)), "kernel": jnp.ones((3, 2))}}
+    assert list(tapped(model, jnp.ones((5, 4)), params)[0].layers) == ["block/w", "block/kernel"]

@@ -64,8 +64,8 @@ class Steps:
         self.num_outputs = jax.eval_shape(output, returned, labels).shape[1]
         self.num_classes = returned.shape[1] if getattr(returned, "ndim", 0) == 2 else None
         _require_independence(network, inputs)
-        if told := uncovered(tapped, network.params):
-            logging.warning("%s", told)
+        if warning := uncovered(tapped, network.params):
+            logging.warning("%s", warning)
         self.kernels = jit(lambda params, others: _kernels(tapped, params, others))
 
         def sums(variables: Any, inputs: Any, labels: Array, weights: Array, rows: Array):
@@ -100,14 +100,13 @@ class Steps:
         static = (batch_size, len(keys), str(implementation))
         if static not in self._probes:
             passes = functools.partial(self._passes, batch_size, implementation)
-            told = f"{len(keys)} reverse passes of a batch", "lower batch_size or num_probes"
-            self._probes[static] = within_memory(passes, *told, **_placed(self._mesh, 2))
+            what, remedy = f"{len(keys)} reverse passes of a batch", "lower batch_size or num_probes"
+            self._probes[static] = within_memory(passes, what, remedy, **_placed(self._mesh, 2))
         return self._probes[static](variables, *devices.divide(batch, self._mesh), np.int32(first), keys)
 
     def _passes(self, batch_size, implementation, variables, inputs, labels, weights, first, keys):
-        block, row = jnp.divmod(
-            jnp.arange(len(labels)), len(labels) // hosts.part()[1]
-        )  # padding ends a process's part
+        # the part of each process ends with its padding, which has no place of its own
+        block, row = jnp.divmod(jnp.arange(len(labels)), len(labels) // hosts.part()[1])
         places = first + block * batch_size + row
         cotangents = jax.vmap(lambda key: grams.balanced_cotangents(key, places, self.num_outputs))
         signs = cotangents(jax.random.wrap_key_data(keys, impl=implementation)) * weights[None, :, None]

@@ -7,8 +7,10 @@ output of the layer, and the operand that the product multiplies with is the lay
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -47,7 +49,7 @@ class Tapped:
     paths: Sequence[str]
     other_paths: Sequence[str]
 
-    @property
+    @cached_property
     def layers(self) -> dict[str, list[str]]:
         """{layer: places of its products}, in the order of the first of each."""
         layers: dict[str, list[str]] = {}
@@ -222,8 +224,11 @@ def name_layers(dataflow: Dataflow, paths: Sequence[str]) -> dict[str, Site]:
     """The sites with their layers' names, which are paths of parameters.
 
     A layer is one kernel, however often it is used. Where several kernels are made of one parameter, such as queries,
-    keys and values from slices of one array, they are numbered: 'in_proj/0', 'in_proj/1', ...
+    keys and values from slices of one array, they are numbered: 'in_proj/0', 'in_proj/1', ... A last part such as
+    'kernel' is left out of a name, unless two layers would then have the same.
     """
+    short = {leaf: LEAF.sub("", paths[leaf]) for leaf in {site.leaf for site in dataflow.sites.values()}}
+    unique = [name for name, count in Counter(short.values()).items() if count == 1]
     by_leaf: dict[int, list[int]] = {}
     for place, site in dataflow.sites.items():
         recipes = by_leaf.setdefault(site.leaf, [])
@@ -231,7 +236,8 @@ def name_layers(dataflow: Dataflow, paths: Sequence[str]) -> dict[str, Site]:
             recipes.append(dataflow.recipes[place])
     sites = {}
     for place, site in dataflow.sites.items():
-        name, recipes = LEAF.sub("", paths[site.leaf]), by_leaf[site.leaf]
+        name, recipes = short[site.leaf], by_leaf[site.leaf]
+        name = name if name in unique else paths[site.leaf]
         number = f"/{recipes.index(dataflow.recipes[place])}" if len(recipes) > 1 else ""
         sites[place] = replace(site, layer=name + number, bias=_bias(dataflow, place))
     return sites
