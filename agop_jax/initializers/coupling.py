@@ -170,6 +170,21 @@ def _layer_spread(layer: str, recipient: Any, donor: Any) -> Spread:
     return Spread(outputs.sum(axes), (outputs**2).sum(axes), jnp.broadcast_to(count, outputs.sum(axes).shape))
 
 
+def require_signal(layer: str, fit: Moments) -> None:
+    """Between inputs of zeros there is no map to be fitted.
+
+    Raises:
+      UserError: names the layer, and whether its inputs are zero in the donor or in the recipient.
+    """
+    for whose, power in (("donor", fit.donor_square), ("recipient", jnp.trace(fit.power))):
+        if not bool(power > 0):
+            raise UserError(
+                f"layer {layer!r}: its inputs are zero in the {whose} for all examples, as behind a dead ReLU, so that "
+                "no basis can be carried there: use 'he_nfm' or 'kaiming_normal' there, or leave the layer out with "
+                "layers=..."
+            )
+
+
 def fit_basis(fit: Moments, held_out: Moments | None = None) -> tuple[Float[Array, "cin2 cin"], Float[Array, ""]]:
     """B by ridge regression without intercept, and the share of the donor's variance that it explains (R^2).
 

@@ -119,6 +119,11 @@ def _passes(
     network = open_network(model, variables, training=True, apply_kwargs=apply_kwargs)
     if donor is None:
         return Passes(network, inputs, layers)
+    numbers = [len(jax.tree.leaves(batch)[0]) for batch in (inputs, donor.inputs)]
+    if numbers[0] != numbers[1]:
+        raise UserError(
+            f"donor: needed the recipient's {numbers[0]} inputs as the donor expects them, got {numbers[1]}"
+        )
     return Passes(network, inputs, layers, open_network(donor.model, donor.variables), donor.inputs)
 
 
@@ -177,6 +182,7 @@ class _Recipient:
         """Layers of one residual stream share their mixing and their scale."""
         variables = self.params, self.network.others
         moments = [self.passes.moments(variables, held_out)[path] for held_out in (False, True)]
+        coupling.require_signal(path, moments[0])
         basis, explained = coupling.fit_basis(*moments)
         own_key, mixing_key = (jax.random.split(self._key(name))[i] for i, name in enumerate((path, stream)))
         kernel = coupling.coupled_kernel(own_key, mixing_key, self.method, self._layer(path), basis, shape)
@@ -209,9 +215,21 @@ class _Recipient:
         if not self.method.needs_donor:
             return source.kernel_init(None)
         layer = self._layer(path)
-        if isinstance(source, Copy) and source.channels != "same" and math.prod(shape) != layer.kernel.size:
+        if isinstance(source, Copy) and source.channels != "same" and self._other_width(path, shape):
             return source.kernel_init(layer, self._rows(path, shape))
         return source.kernel_init(layer)
+
+    def _other_width(self, path: str, shape: tuple[int, ...]) -> bool:
+        """Whether the layer differs from the donor's, or a layer whose outputs come into it.
+
+        A sum over channels has one size in every width, and doubles where all channels are there twice.
+        """
+        feeders = {
+            self.tapped.sites[place].layer for place in self.tapped.dataflow.feeders[self.tapped.layers[path][0]]
+        }
+        kernels = self.kernels()
+        changed = (kernels[name].size != self._layer(name).kernel.size for name in feeders & kernels.keys())
+        return math.prod(shape) != self._layer(path).kernel.size or any(changed)
 
     def _rows(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
         """Which row of the donor's matrix each row of a wider or narrower recipient's is.

@@ -160,7 +160,7 @@ OPTIONS: dict[str, Callable[[Method, str], Method]] = {
     "mixed=": lambda method, value: _coupled(method, mixed=int(value)),
     "orthogonal": lambda method, _: _coupled(method, orthogonal=True),
     "shuffled": lambda method, _: _coupled(method, shuffled=True),
-    "untrained": lambda method, _: dataclasses.replace(method, untrained=True),
+    "untrained": lambda method, _: _untrained(method),
 }
 
 
@@ -240,6 +240,12 @@ def _coupled(method: Method, **changes: Any) -> Method:
     if changes.get("mixed", 1) < 1:
         raise ValueError("wanted 1 or more")
     return dataclasses.replace(method, **changes)
+
+
+def _untrained(method: Method) -> Method:
+    if not method.needs_donor:
+        raise ValueError("it is for methods with a donor")
+    return dataclasses.replace(method, untrained=True)
 
 
 def covariance(layer: LayerFeatures, method: str | Method, key: PRNGKey | None = None) -> FeatureMatrix:
