@@ -13,6 +13,8 @@ from test_every_model import SMALL
 
 import agop_jax
 from agop_jax import models
+from agop_jax.initializers import arguments
+from agop_jax.initializers.registry import get_method
 
 CLASSES = 3
 REFUSED = {  # channels that a copy to another width cannot follow
@@ -241,6 +243,7 @@ def test_wrong_calls_are_one_line():
     model = Biased()
     variables = model.init(jax.random.key(1), images)
     features = agop_jax.extract(model, variables, images, outputs=1, progress=False)
+
     calls = {
         r"kernel_init: needed the features of one layer, such as features\['Conv_0'\], got str": lambda: (
             agop_jax.kernel_init("Conv_0", "nfm")
@@ -262,3 +265,26 @@ def test_wrong_calls_are_one_line():
         assert "\n" not in str(error.value)
     same = agop_jax.extract(model, variables, images, outputs=np.arange(1, 2), progress=False)
     np.testing.assert_allclose(same["Conv_0"].gradient_gram, features["Conv_0"].gradient_gram)
+
+
+def test_arguments_of_other_types_are_one_line():
+    """The types of the public signature are checked in tests before the package can, hence the functions behind it."""
+    keys = jax.random.split(jax.random.key(0))
+    images, method = np.zeros((8, 4)), get_method("coupled_nfm")
+    calls = {
+        "method: needed a name such as 'he_nfm' or a Method, got NoneType": lambda: arguments.method_of(None),
+        "key: needed one key of jax.random or a whole number, got float": lambda: arguments.key_of(1.5),
+        "key: needed one key .*, got None": lambda: arguments.key_of(None),
+        r"key: needed one key .* of shape \(2,\)": lambda: arguments.key_of(keys),
+        "features: needed those of layers by path": lambda: arguments.require_donor("nfm", method, [1], None, images),
+        r"donor: needed Donor\(model, variables, inputs\), got tuple": lambda: arguments.require_donor(
+            "coupled_nfm", method, {}, (1, 2, images), images
+        ),
+    }
+    for message, call in calls.items():
+        with pytest.raises(agop_jax.UserError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+    for key in (3, np.int64(3), jax.random.key(3)):
+        assert arguments.key_of(key) == jax.random.key(3)
+    np.testing.assert_array_equal(arguments.key_of(jax.random.PRNGKey(3)), jax.random.PRNGKey(3))

@@ -248,7 +248,7 @@ def _has_own_channels(eqn: Any, operands: list[Origin], joined: Origin) -> bool:
     """
     channels, alone = eqn.outvars[0].aval.shape[-1:], [len(o.segments or ()) for o in operands if o.inputs] == [1]
     known = alone and eqn.primitive.name in CHANNELWISE
-    own = lambda origin: origin.uneven or bool(origin.params or origin.others) and not known
+    own = lambda origin: origin.uneven or (bool(origin.params or origin.others) and not known)
     sides = zip(eqn.invars, operands, strict=True)
     places = [o for var, o in sides if not o.inputs and var.aval.shape[-1:] == channels != (1,)]
     return bool(joined.feeders) and any(map(own, places))

@@ -17,9 +17,9 @@ from agop_jax.core.networks import Network, open_network
 from agop_jax.core.types import Array, PRNGKey
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.taps import Tapped, tap
-from agop_jax.initializers import coupling
+from agop_jax.initializers import arguments, coupling
 from agop_jax.initializers.coupling import POOR_FIT, Donor, Passes
-from agop_jax.initializers.registry import KAIMING_NORMAL, Method, get_method
+from agop_jax.initializers.registry import KAIMING_NORMAL, Method
 from agop_jax.initializers.sources import Copy, KernelInit, Plain
 from agop_jax.initializers.streams import residual_streams
 
@@ -95,16 +95,13 @@ def initialization(
     apply_kwargs: Mapping[str, Any] | None = None,
 ) -> Initialization:
     """`initialize`, with the quality of the fits."""
-    name, method = (method, get_method(method)) if isinstance(method, str) else (method.description, method)
-    if method.needs_donor and features is None:
-        raise UserError(f"init {name!r} needs the features of a donor, got features=None")
-    if method.needs_network and donor is None:
-        raise UserError(f"init {name!r} needs the donor as a network: initialize(..., donor=Donor(...))")
+    name, method = arguments.method_of(method)
+    arguments.require_donor(name, method, features, donor, inputs)
+    key = arguments.key_of(key)
     network = open_network(model, variables, apply_kwargs=apply_kwargs)
     tapped = tap(network, jax.tree.map(lambda leaf: leaf[:1], inputs))
     selected = tuple(trees.select(tapped.layers, layers))
     passes = _passes(model, variables, inputs, selected, donor if method.needs_network else None, apply_kwargs)
-    key = jax.random.key(key) if isinstance(key, int) else key
     draw = lambda method: _Recipient(network, tapped, selected, key, features or {}, method, passes).drawn()
     recipient = draw(method)
     if method.matched is not None:
@@ -119,11 +116,6 @@ def _passes(
     network = open_network(model, variables, training=True, apply_kwargs=apply_kwargs)
     if donor is None:
         return Passes(network, inputs, layers)
-    numbers = [len(jax.tree.leaves(batch)[0]) for batch in (inputs, donor.inputs)]
-    if numbers[0] != numbers[1]:
-        raise UserError(
-            f"donor: needed the recipient's {numbers[0]} inputs as the donor expects them, got {numbers[1]}"
-        )
     return Passes(network, inputs, layers, open_network(donor.model, donor.variables), donor.inputs)
 
 
