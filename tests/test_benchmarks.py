@@ -28,7 +28,6 @@ pytest.importorskip("pyarrow", reason="the peers need the extra 'bench'")
 from benchmarks.peers import extraction, storage, training  # noqa: E402
 from benchmarks.peers import networks as torch_networks  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 NARROW = {"vgg11": {"width": 0.0625}, "small_cnn": {"features": (3, 5, 4)}}
 SIZE = 32
 
