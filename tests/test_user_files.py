@@ -15,8 +15,6 @@ from agop_jax.experiments import experiment, leftovers, workdir
 from agop_jax.experiments.config import experiment_config, shrink
 from agop_jax.training.resumable import remove_checkpoints
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = Path(__file__).parent.parent
 # every pattern by which a program may take a file for its own leftover, in the places where this one writes and others
 MINE = (
