@@ -157,8 +157,8 @@ def write_pages(root: Path, out: Path) -> None:
         raise UserError(f"{out}: no tables to put into {root}: run the suites first")
     tables = [_without_picture((out / f"{suite}.md").read_text(encoding="utf-8")) for suite in suites]
     headlines = [json.loads((out / f"{suite}.json").read_text(encoding="utf-8")).get("headline") for suite in suites]
-    _replace_section(root / PAGE, "\n".join(tables))
-    _replace_section(root / README, _headline_table([Headline(**one) for one in headlines if one]))
+    replace_section(root / PAGE, "\n".join(tables))
+    replace_section(root / README, _headline_table([Headline(**one) for one in headlines if one]))
 
 
 def _headline_table(headlines: list[Headline]) -> str:
@@ -170,7 +170,8 @@ def _headline_table(headlines: list[Headline]) -> str:
     return "\n".join(["| | agop_jax | PyTorch | times as fast |", "| --- | --- | --- | --- |", *rows, ""])
 
 
-def _replace_section(page: Path, section: str) -> None:
+def replace_section(page: Path, section: str) -> None:
+    """Puts text between the two marks of a page, in place of what is there."""
     text = page.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise UserError(f"{page}: needed one {BEGIN} and, after it, one {END}")

@@ -98,29 +98,38 @@ class Passes(NamedTuple):
         places = np.arange(_count(self.inputs))
         held = places % HELD_OUT == HELD_OUT - 1
         chosen = places[held if held_out else ~held] if held.any() else places
-        return self._sum(_layer_moments, "moments", variables, chosen)
+        return self._sum("moments", variables, chosen)
 
     def spreads(self, variables: Any) -> dict[str, Spread]:
         """Of every layer's products."""
-        return self._sum(_layer_spread, "spreads", variables, np.arange(_count(self.inputs)))
+        return self._sum("spreads", variables, np.arange(_count(self.inputs)))
 
-    def _sum(self, measure: Any, name: str, variables: Any, chosen: np.ndarray) -> Any:
+    def _sum(self, measure: str, variables: Any, chosen: np.ndarray) -> Any:
         size = math.ceil(len(chosen) / math.ceil(len(chosen) / CHUNK))  # of each chunk but the last, if that can be
         chunks = [chosen[start : start + size] for start in range(0, len(chosen), size)]
-        parts = (self._chunk(measure, name, variables, chunk) for chunk in chunks)
+        parts = (self._chunk(measure, variables, chunk) for chunk in chunks)
         return functools.reduce(functools.partial(jax.tree.map, jnp.add), parts)
 
-    def _chunk(self, measure: Any, name: str, variables: Any, chunk: np.ndarray) -> Any:
+    def _chunk(self, measure: str, variables: Any, chunk: np.ndarray) -> Any:
         take = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf[chunk]), tree)
         inputs, theirs = take(self.inputs), None if self.donor is None else take(self.donor_inputs)
-        tapped = tap(self.network, inputs)
-        other = None if self.donor is None else tap(self.donor, theirs)
-        make = lambda: _step(tapped, other, self.layers, measure)
-        step = _STEPS.get(self.network, (name, self.layers, id(tapped), id(other)), make)
         donor_variables = None if self.donor is None else (self.donor.params, self.donor.others)
         # a kernel that is drawn may be bound to its device where the one before was not: jit would compile anew for it
         device = next(iter(jax.tree.leaves(inputs)[0].devices()))
-        return step(*jax.device_put((variables, inputs, donor_variables, theirs), device))
+        arguments = jax.device_put((variables, inputs, donor_variables, theirs), device)
+        return self.step(measure, inputs, theirs)(*arguments)
+
+    def step(self, measure: str, inputs: Any, donor_inputs: Any = None) -> Any:
+        """What is compiled for batches of these shapes: (variables, inputs, donor's variables and inputs) -> sums.
+
+        Args:
+          measure: a key of `MEASURES`.
+          inputs, donor_inputs: of one chunk.
+        """
+        tapped = tap(self.network, inputs)
+        other = None if self.donor is None else tap(self.donor, donor_inputs)
+        make = lambda: _step(tapped, other, self.layers, MEASURES[measure])
+        return _STEPS.get(self.network, (measure, self.layers, id(tapped), id(other)), make)
 
 
 def _count(inputs: Any) -> int:
@@ -168,6 +177,9 @@ def _layer_spread(layer: str, recipient: Any, donor: Any) -> Spread:
     axes = tuple(axis for axis in range(outputs.ndim) if axis not in site.stack)
     count = jnp.full((), math.prod(outputs.shape[axis] for axis in axes), outputs.dtype)
     return Spread(outputs.sum(axes), (outputs**2).sum(axes), jnp.broadcast_to(count, outputs.sum(axes).shape))
+
+
+MEASURES = {"moments": _layer_moments, "spreads": _layer_spread}
 
 
 def require_signal(layer: str, fit: Moments) -> None:

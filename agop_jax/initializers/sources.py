@@ -125,10 +125,11 @@ class Spatial:
 
     def sigma(self, layer: LayerFeatures) -> FeatureMatrix:
         """A, scaled so that the kh*kw weights of one channel have trace 1."""
-        taps = layer.kernel.reshape(-1, *layer.kernel.shape[-2:])  # positions in the kernel, cin, cout
-        matrix = FeatureMatrix.from_factor(taps.reshape(len(taps), -1))
-        require_life(layer, "nfm", matrix.trace)
-        return matrix.normalize()
+        with jax.ensure_compile_time_eval():  # once, not inside a jitted `model.init`
+            taps = layer.kernel.reshape(-1, *layer.kernel.shape[-2:])  # positions in the kernel, cin, cout
+            matrix = FeatureMatrix.from_factor(taps.reshape(len(taps), -1))
+            require_life(layer, "nfm", matrix.trace)
+            return matrix.normalize()
 
     def kernel_init(self, layer: LayerFeatures) -> KernelInit:
         """Any number of filters and of input channels; the kernel size must be the donor's."""
