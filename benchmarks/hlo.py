@@ -36,6 +36,11 @@ class Instruction(NamedTuple):
         return CALLED.findall(self.attributes)
 
 
+def elements(type_: str) -> int:
+    """Of the first array of a type."""
+    return math.prod(map(int, filter(None, SHAPE.findall(type_)[0][1].split(","))))
+
+
 def array_bytes(type_: str) -> int:
     """Of an array's type, or of all in a tuple's."""
     return sum(
@@ -114,6 +119,10 @@ class Program:
         """{step: bytes read and written} of those that only copy or transpose an array, the largest first."""
         moves = {one.name: self._traffic(one) for one in self.steps if self._only_moves(one)}
         return dict(sorted(moves.items(), key=lambda item: -item[1]))
+
+    def moved_besides(self, sizes: set[int]) -> dict[str, int]:
+        """`moved` without arrays that have one of these numbers of elements, such as those of kernels."""
+        return {name: moved for name, moved in self.moved.items() if elements(self._types[name]) not in sizes}
 
     @cached_property
     def _types(self) -> dict[str, str]:

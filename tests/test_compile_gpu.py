@@ -63,19 +63,20 @@ def test_a_program_is_read():
     assert [one.name for one in program.looped_convolutions] == ["looped"]
     assert [one.name for one in program.imprecise] == ["looped"]
     assert program.moved == {"wrapped": 2 * 2304, "copied": 2 * 1024}
+    assert program.moved_besides({3 * 3 * 8 * 8}) == {"copied": 2 * 1024}
     # both convolutions read images and a kernel and write images; the sum reads images and writes 8 numbers
     assert program.bytes == 2 * (2 * 1024 + 2304) + 2 * 2304 + 2 * 1024 + 1024 + 32
 
 
 def test_faults_are_told():
-    faults = list(compile_gpu.faults_of(hlo.Program(PROGRAM), exact=True))
+    faults = list(compile_gpu.faults_of(hlo.Program(PROGRAM), exact=True, kernels=set()))
     assert [fault.split(",")[0] for fault in faults] == [
         "1 products in a loop",
         "1 products below the highest precision",
         "more than 1% of the bytes only move",
     ]
     plain = "ENTRY %main (x: f64[2]) -> f64[2] {\n  ROOT %y = f64[2]{0} convolution(%x, %x)\n}\n"
-    faults = list(compile_gpu.faults_of(hlo.Program(plain), exact=False))
+    faults = list(compile_gpu.faults_of(hlo.Program(plain), exact=False, kernels=set()))
     assert faults == ["1 products outside cuDNN, such as y", "arrays in float64"]
 
 
