@@ -30,7 +30,6 @@ GIB = 2**30
 # XLA tries its own kernels for matrix products on the card and takes the faster; without a card some find no tiles
 OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 MOST_MOVED = 0.01  # of the bytes that a step reads and writes: for copies and transposes of other than kernels
-MARKS = "<!-- compile_gpu -->", "<!-- /compile_gpu -->"
 NOTES = [
     "Compiled by XLA for an H100 of 79.1 GiB, and run nowhere. Of the card: arguments, intermediate results, and "
     "outputs that take no argument's place. JAX takes three quarters of a card unless `XLA_PYTHON_CLIENT_MEM_FRACTION` "
@@ -226,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = run(cases)
     print(tables.write(table, flags.out), flush=True)
     if flags.page:
-        tables.replace_section(flags.page, table.markdown(), *MARKS)
+        tables.replace_section(flags.page, table.markdown())
     if table.details:
         raise UserError("; ".join(f"{name}: {', '.join(wrong)}" for name, wrong in table.details.items()))
 

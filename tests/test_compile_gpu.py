@@ -104,7 +104,7 @@ def test_without_the_compiler_one_line_says_what_to_install(monkeypatch, tmp_pat
 def test_steps_compile_for_a_gpu(tmp_path):
     """In a process of its own, since the compiler for GPUs stays in the one that uses it."""
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- compile_gpu -->\nold\n<!-- /compile_gpu -->\n")
+    page.write_text("before\n<!-- benchmarks -->\nold\n<!-- /benchmarks -->\n")
     command = [sys.executable, "-m", "benchmarks.compile_gpu", "--quick", f"--out={tmp_path}", f"--page={page}"]
     subprocess.run(command, check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     table = json.loads((tmp_path / "compile_gpu.json").read_text())
