@@ -8,7 +8,8 @@ from scipy import stats
 
 from agop_jax.core.errors import UserError
 from agop_jax.results.intervals import mean_interval, steps_to_reach
-from agop_jax.results.statistics import compare, paired_difference, recovered_fraction
+from agop_jax.results.statistics import compare, recovered_fraction
+from agop_jax.results.verdicts import paired_difference
 
 HE, ISOTROPIC, SPECTRUM = "kaiming_normal", "matched_isotropic", "matched_spectrum"
 TEN = [f"init_{i}" for i in range(10)]

@@ -3,13 +3,16 @@
 from agop_jax.results.intervals import Interval, mean_interval, steps_to_reach
 from agop_jax.results.page import write_report
 from agop_jax.results.pictures import ansatz_words
-from agop_jax.results.statistics import Difference, Recovered, compare, paired_difference, recovered_fraction
+from agop_jax.results.statistics import Recovered, compare, recovered_fraction
 from agop_jax.results.tables import read_metrics, read_results
+from agop_jax.results.verdicts import Difference, General, Rule, paired_difference
 
 __all__ = [
     "Difference",
+    "General",
     "Interval",
     "Recovered",
+    "Rule",
     "ansatz_words",
     "compare",
     "mean_interval",

@@ -8,10 +8,10 @@ import numpy as np
 from scipy import special
 
 from agop_jax.core.errors import UserError
+from agop_jax.results.moderation import RESOLUTION, Spread
+from agop_jax.results.samples import Sample
 
 POWER = 0.8
-# Differences closer than this are the same: float32 noise is below it, one image of any test set above.
-RESOLUTION = 1e-6
 NAN = math.nan
 
 
@@ -61,54 +61,73 @@ def _critical(n: int, level: float) -> float:
     return float(special.stdtrit(n - 1, 1 - level / 2))
 
 
-def same(differences: np.ndarray) -> bool:
-    """No spread was seen, as with a single pair; accuracies are multiples of 1 / images, so it happens by chance."""
-    return bool(np.ptp(differences) <= RESOLUTION)
-
-
-def paired_test(differences: np.ndarray, level: float) -> tuple[Interval, float]:
+def student_test(sample: Sample, spread: Spread, level: float) -> tuple[Interval, float]:
     """The interval and two-sided p-value of a mean difference at an already corrected `level`.
 
+    Args:
+      sample: the differences.
+      spread: of one difference, from this sample alone or from many.
+      level: of the interval, and of the sign test.
+
     n > 1 differences that are all the same would have a t interval of no width and p = 0, and those of accuracies on a
-    few hundred images do agree now and then. They are judged by the sign test instead: p = 2^(1 - n), and no interval
-    until that is within `level` (6 seeds for one comparison at 5 %, 9 for ten). If all are zero it is [0, 0].
+    few hundred images do agree now and then. Unless other rows tell a variance, they are judged by the sign test: p =
+    2^(1 - n), and no interval until that is within `level` (6 seeds for one comparison at 5 %, 9 for ten). If all are
+    zero it is [0, 0].
     """
-    interval, n = mean_interval(differences, 1 - level), len(differences)
-    if n == 1:
-        return interval, NAN
-    if not same(differences):
-        t = interval.mean / (float(differences.std(ddof=1)) / math.sqrt(n))
-        return interval, float(2 * special.stdtr(n - 1, -abs(t)))
-    if abs(interval.mean) <= RESOLUTION:
+    mean, n = sample.mean, sample.n
+    if not sample.df:
+        return Interval(mean, NAN, NAN, n), NAN
+    if math.sqrt(spread.variance) <= RESOLUTION:
+        return _sign_test(sample, level)
+    error = math.sqrt(spread.variance / sample.seeds)
+    half = float(special.stdtrit(spread.df, 1 - level / 2)) * error
+    return Interval(mean, mean - half, mean + half, n), float(2 * special.stdtr(spread.df, -abs(mean) / error))
+
+
+def _sign_test(sample: Sample, level: float) -> tuple[Interval, float]:
+    n, ends = sample.n, (min(sample.differences.values()), max(sample.differences.values()))
+    if max(map(abs, ends)) <= RESOLUTION:
         return Interval(0.0, 0.0, 0.0, n), 1.0
-    p_value = 2.0 ** (1 - n)
-    end = interval.mean if p_value <= level else NAN
-    return Interval(interval.mean, end, end, n), p_value
+    p_value = 2.0 ** (1 - n) if ends[0] * ends[1] > 0 else 1.0
+    low, high = ends if p_value <= level else (NAN, NAN)
+    return Interval(sample.mean, low, high, n), p_value
 
 
-def seeds_to_see(difference: float, sd: float, level: float) -> int:
+def seeds_to_see(difference: float, spread: Spread, df: int, level: float) -> int:
     """The least n with which a paired t test at `level` finds a true `difference` with probability `POWER`.
 
     Power by the non-central t distribution (Cohen 1988, Statistical Power Analysis, ch. 2), from the n that would do if
-    `sd` were known, which is never too large.
+    the variance were known, which is never too large.
+
+    Args:
+      difference: to be seen.
+      spread: of one difference; what its degrees of freedom have beyond `df` comes from other rows and stays.
+      df: of this row alone.
+      level: of the test.
     """
+    sd, borrowed = math.sqrt(spread.variance), spread.df - df
     known_sd = (special.ndtri(1 - level / 2) + special.ndtri(POWER)) * sd / difference
     n = max(2, math.ceil(known_sd**2))
-    while special.nctdtr(n - 1, math.sqrt(n) * difference / sd, _critical(n, level)) > 1 - POWER:
+    while True:
+        own = n - 1 + borrowed
+        missed = special.nctdtr(own, math.sqrt(n) * difference / sd, special.stdtrit(own, 1 - level / 2))
+        if missed <= 1 - POWER:
+            return n
         n += 1
-    return n
 
 
-def ratio_interval(gain: np.ndarray, whole: np.ndarray, level: float) -> Interval:
+def ratio_interval(gain: Sample, whole: Sample, level: float) -> Interval:
     """mean(gain) / mean(whole) of pairs, with the interval of Fieller 1954 (J. R. Stat. Soc. B 16, 175).
 
     It holds those ratios r for which the t interval of the mean of gain - r * whole has 0 in it: the roots of
     a r^2 - 2 b r + c. Unlike a bootstrap it holds its level with 3 or 5 seeds.
     """
-    n, x, y = len(gain), float(gain.mean()), float(whole.mean())
-    if not paired_test(whole, level)[0].low > 0:
+    n, x, y = gain.n, gain.mean, whole.mean
+    if not student_test(whole, whole.own_spread, level)[0].low > 0:
         return Interval(NAN, NAN, NAN, n)
-    (xx, xy), (_, yy) = np.cov(gain, whole) * _critical(n, level) ** 2 / n
+    residuals = np.array([[sample.residuals[seed] for seed in sorted(gain.differences)] for sample in (gain, whole)])
+    covariance = residuals @ residuals.T / gain.df
+    (xx, xy), (_, yy) = covariance * special.stdtrit(gain.df, 1 - level / 2) ** 2 / gain.seeds
     a, b, c = y * y - yy, x * y - xy, x * x - xx
     root = math.sqrt(max(0.0, b * b - a * c))
     return Interval(x / y, float(b - root) / a, float(b + root) / a, n)

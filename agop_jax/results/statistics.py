@@ -3,66 +3,34 @@
 A pair is two recipients of one seed, training-set size and width; only differences within pairs are judged, so that
 what a seed does to both cancels. Intervals are Student's t: they take differences to be roughly normal over seeds,
 which a recipient that diverges now and then breaks. Each difference has its own standard deviation, since
-initialisations differ in theirs.
+initialisations differ in theirs; by default it is moderated by those of the other rows (`moderation.py`), which with 5
+seeds and 20 rows makes intervals 0.64 times as wide.
 
 Many comparisons: Bonferroni (Dunn 1961, Journal of the American Statistical Association 56, 52). Of m comparisons each
 interval is taken at 1 - (1 - confidence) / m and each p-value times m, whatever their dependence (all share a
-baseline). Holm would reject a little more, but has no intervals that agree with its verdicts; here the verdict is read
-off the interval.
+baseline). Holm would reject a little more, but has no intervals that agree with its verdicts; here every verdict is
+read off the interval, that of equivalence too.
+
+Several donors: intervals and verdicts are about these donors; `Difference.general` says what holds for donors in
+general (`samples.py`).
 """
 
-import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from agop_jax.core.errors import UserError, unknown_name
-from agop_jax.results.intervals import (
-    Interval,
-    paired_test,
-    ratio_interval,
-    same,
-    seeds_to_see,
-)
+from agop_jax.results.intervals import ratio_interval, student_test
+from agop_jax.results.moderation import Spread, moderate
+from agop_jax.results.samples import ONE, Sample
 from agop_jax.results.tables import HIGHER_IS_BETTER
+from agop_jax.results.verdicts import POINT, BySeed, Difference, General, Rule, Setting, paired_difference, verdict
 
 SELECTED_BY = "validation_accuracy"
-POINT = 0.01  # one percentage point of accuracy
 
 Row = Mapping[str, Any]
-Setting = tuple[int, float]  # train_size, width
-BySeed = dict[int, float]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """`init` minus `against`, in the metric's units (fractions for accuracy).
-
-    Attributes:
-      mean: over `n` paired seeds.
-      low: end of the interval corrected for the number of comparisons, like `high`; nan where the seeds support none.
-      p_value: two-sided, corrected; nan if n = 1.
-      verdict: 'better' or 'worse', by the direction of the metric, if the interval excludes 0; else 'no difference
-        seen'; 'too few seeds' without an interval.
-      seeds_for_one_point: paired seeds, in all, to see a true difference of `POINT` with probability `POWER` and the
-        same correction. It takes the standard deviation of these n differences for the true one: with n = 5 the right
-        number may be 0.4 to 8 times it (chi-squared, 95 %). None if there is none: n = 1, or all differences the same.
-    """
-
-    init: str
-    against: str
-    train_size: int
-    width: float
-    mean: float
-    low: float
-    high: float
-    n: int
-    p_value: float
-    verdict: str
-    seeds_for_one_point: int | None
+Samples = Mapping[tuple[str, str], Sample]  # (init, against) -> differences
 
 
 @dataclass(frozen=True)
@@ -81,34 +49,6 @@ class Recovered:
     n: int
 
 
-def paired_difference(
-    a: BySeed,
-    b: BySeed,
-    *,
-    init: str,
-    against: str,
-    setting: Setting,
-    comparisons: int = 1,
-    confidence: float = 0.95,
-    higher_is_better: bool = True,
-) -> Difference:
-    """`a` minus `b` (seed -> value) over the seeds both have, as one of `comparisons`.
-
-    Raises:
-      UserError: no seed in common.
-    """
-    seeds = a.keys() & b.keys()
-    if not seeds:
-        raise UserError(f"{init} and {against} have no seed in common: {sorted(a)} and {sorted(b)}")
-    differences = _differences(a, b, seeds)
-    level = (1 - confidence) / comparisons
-    interval, p_value = paired_test(differences, level)
-    p_value = min(p_value * comparisons, 1.0)  # in this order nan stays nan
-    needed = None if same(differences) else seeds_to_see(POINT, float(differences.std(ddof=1)), level)
-    parts = (p_value, _verdict(interval, higher_is_better), needed)
-    return Difference(init, against, *setting, interval.mean, interval.low, interval.high, interval.n, *parts)
-
-
 def compare(
     rows: Iterable[Row],
     *,
@@ -116,6 +56,9 @@ def compare(
     controls: Sequence[str] = ("matched_isotropic", "matched_spectrum"),
     metric: str = "test_accuracy",
     confidence: float = 0.95,
+    variance: str = "moderated",
+    margin: float = POINT,
+    donor_free: Container[str] = (),
 ) -> list[Difference]:
     """Every initialisation against the baseline and against the better of its matched controls, by setting.
 
@@ -130,20 +73,30 @@ def compare(
     control that looks better was partly lucky, on the test set too: between equals a false 'better' becomes rarer and
     a false 'worse' commoner, together still within the 5 % (simulated in the tests).
 
+    Args:
+      rows: of `results.csv`; `donor`, where there is such a column, is the seed of the recipient's donor.
+      baseline, controls: inits to compare with.
+      metric: what is compared.
+      confidence: that all intervals of a family hold at once.
+      variance: 'moderated' by the other rows of the family, or each row's 'own'.
+      margin: the largest difference that does not matter, in the metric's units.
+      donor_free: inits that use no donor; of two of these nothing is said about donors in general.
+
     Raises:
       UserError: a value is missing or not finite, or a recipient is there twice.
     """
     rows = list(rows)
+    rule = Rule(confidence, variance, margin, higher_is_better(metric))
     selection = _by_setting((row for row in rows if _is_control(row["init"], controls)), SELECTED_BY)
-    found = []
+    differences = []
     for setting, values in _by_setting(rows, metric).items():
+        family = _Family(values, setting, rule, _donors(rows), donor_free)
         others = [init for init in values if init != baseline]
-        family = functools.partial(_family, values=values, setting=setting, confidence=confidence, metric=metric)
-        found += family([(init, baseline) for init in others])
+        differences += family.differences([(init, baseline) for init in others])
         judged = {init: values[init] for init in others if not _is_control(init, controls)}
         best = {init: _better_control(init, own, selection.get(setting, {}), controls) for init, own in judged.items()}
-        found += family([(init, control) for init, control in best.items() if control])
-    return found
+        differences += family.differences([(init, control) for init, control in best.items() if control])
+    return differences
 
 
 def recovered_fraction(
@@ -159,27 +112,20 @@ def recovered_fraction(
     nan unless the reference is better than the baseline by its own t interval at `confidence`: a ratio to a gain that
     may be zero, or to a loss, says nothing.
     """
-    found, sign = [], 1 if higher_is_better(metric) else -1
+    rows = list(rows)
+    found, sign, donors = [], 1 if higher_is_better(metric) else -1, _donors(rows)
     for setting, values in _by_setting(rows, metric).items():
         none, whole = values.get(baseline, {}), values.get(reference, {})
         for init, own in values.items():
             seeds = own.keys() & none.keys() & whole.keys()
             if seeds and init not in (baseline, reference):
-                gain, full = sign * _differences(own, none, seeds), sign * _differences(whole, none, seeds)
+                gain, full = (
+                    Sample({seed: sign * (upper[seed] - none[seed]) for seed in sorted(seeds)}, donors)
+                    for upper in (own, whole)
+                )
                 ratio = ratio_interval(gain, full, 1 - confidence)
                 found.append(Recovered(init, *setting, ratio.mean, ratio.low, ratio.high, ratio.n))
     return found
-
-
-def _differences(a: BySeed, b: BySeed, seeds: Iterable[int]) -> np.ndarray:
-    return np.array([a[seed] - b[seed] for seed in sorted(seeds)])
-
-
-def _verdict(interval: Interval, higher_is_better: bool) -> str:
-    if math.isnan(interval.low):
-        return "too few seeds"
-    above, below = ("better", "worse") if higher_is_better else ("worse", "better")
-    return above if interval.low > 0 else below if interval.high < 0 else "no difference seen"
 
 
 def higher_is_better(metric: str) -> bool:
@@ -222,12 +168,58 @@ def _better_control(init: str, values: BySeed, selection: dict[str, BySeed], con
     return max(means, key=lambda name: means[name], default=None)
 
 
-def _family(
-    pairs: Iterable[tuple[str, str]], values: dict[str, BySeed], setting: Setting, confidence: float, metric: str
-) -> list[Difference]:
-    """The differences corrected for together: (init, against); those of no seed in common are left out."""
-    shared = {(a, b): len(values[a].keys() & values.get(b, {}).keys()) for a, b in pairs}
-    m = max(1, sum(n > 1 for n in shared.values()))
-    options = {"setting": setting, "comparisons": m, "confidence": confidence}
-    options["higher_is_better"] = higher_is_better(metric)
-    return [paired_difference(values[a], values[b], init=a, against=b, **options) for (a, b), n in shared.items() if n]
+def _donors(rows: Iterable[Row]) -> dict[int, int]:
+    """seed -> donor; no seed has recipients of two donors."""
+    donors: dict[int, int] = {}
+    for row in rows:
+        seed, donor = row["seed"], row.get("donor", ONE)
+        if donors.setdefault(seed, donor) != donor:
+            raise UserError(f"seed {seed} belongs to the donors {donors[seed]} and {donor}, wanted one")
+    return donors
+
+
+@dataclass(frozen=True)
+class _Family:
+    """One setting's values, of which some differences are corrected for together."""
+
+    values: dict[str, BySeed]
+    setting: Setting
+    rule: Rule
+    donors: Mapping[int, int]
+    donor_free: Container[str]
+
+    def differences(self, pairs: Iterable[tuple[str, str]]) -> list[Difference]:
+        """Of (init, against); those of no seed in common are left out."""
+        every = {pair: Sample.of(self.values[pair[0]], self.values.get(pair[1], {}), self.donors) for pair in pairs}
+        samples = {pair: sample for pair, sample in every.items() if sample.n}
+        spreads, general = self._spreads(samples), self._general(samples)
+        comparisons = max(1, sum(sample.df > 0 for sample in samples.values()))
+        return [
+            replace(self._difference(pair, comparisons, spread), general=general.get(pair, General()))
+            for pair, spread in spreads.items()
+        ]
+
+    def _difference(self, pair: tuple[str, str], comparisons: int, spread: Spread) -> Difference:
+        (a, b), options = pair, {"setting": self.setting, "rule": self.rule, "donors": self.donors}
+        names = {"init": a, "against": b}
+        return paired_difference(
+            self.values[a], self.values[b], **names, **options, comparisons=comparisons, spread=spread
+        )
+
+    def _spreads(self, samples: Samples) -> dict[tuple[str, str], Spread]:
+        if self.rule.variance == "own":
+            return {pair: sample.own_spread for pair, sample in samples.items()}
+        rows = [(sample.residuals, sample.df) for sample in samples.values()]
+        return dict(zip(samples, moderate(rows), strict=True))
+
+    def _general(self, samples: Samples) -> dict[tuple[str, str], General]:
+        """Over donors, for the pairs that use one and have several: a family of its own."""
+        using = {pair: sample for pair, sample in samples.items() if not all(init in self.donor_free for init in pair)}
+        over = {pair: sample.over_donors for pair, sample in using.items() if len(sample.means) > 1}
+        spreads, level = self._spreads(over), (1 - self.rule.confidence) / max(1, len(over))
+        general = {}
+        for pair, sample in over.items():
+            interval, _ = student_test(sample, spreads[pair], level)
+            words = verdict(interval, self.rule).replace("seeds", "donors")
+            general[pair] = General(sample.n, using[pair].donor_deviation, interval.low, interval.high, words)
+        return general
