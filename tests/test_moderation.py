@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 from scipy import special, stats
+from test_statistics import HE, table
 
 from agop_jax.results import moderation
 from agop_jax.results.moderation import ROWS, Spread, common_prior, inverse_trigamma, moderate, own_spread, shared_part
 from agop_jax.results.samples import Sample
 from agop_jax.results.statistics import compare
-from test_statistics import HE, table
 
 MANY = 20
 # standard deviation of the baseline, and of the rows
@@ -64,7 +64,7 @@ def test_inverse_trigamma_by_hand():
 
 @pytest.mark.parametrize(("df", "variance"), [(3.0, 1.0), (8.0, 0.04)])
 def test_a_planted_prior_is_found(df, variance):
-    """Variances from a scaled inverse chi-squared distribution, the sample variances of independent rows around them."""
+    """True variances from a scaled inverse chi-squared distribution, sample variances of independent rows around them."""
     rng = np.random.default_rng(0)
     true = variance * df / rng.chisquare(df, 20_000)
     found = common_prior([Spread(s2 * c / 4, 4.0) for s2, c in zip(true, rng.chisquare(4, 20_000), strict=True)], 0.0)

@@ -82,7 +82,9 @@ def test_learning_rate_is_the_best_on_validation_and_the_test_set_is_read_after(
     trainer, read = sweep.places[0].trainers[1.0], []
     evaluate = trainer.evaluate
     monkeypatch.setattr(
-        trainer, "evaluate", lambda v, split: read.append(split is sweep.places[0].data.test) or evaluate(v, split)
+        trainer,
+        "evaluate",
+        lambda v, split, *n: read.append(split is sweep.places[0].data.test) or evaluate(v, split, *n),
     )
     sweep.run()
     assert len(sweep.tables.rates) == 6

@@ -10,6 +10,7 @@ from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline, Split, batch_indices
 from agop_jax.training.device_data import DeviceData
 from agop_jax.training.loop import Run, Settings, Trainer, accuracy_at, train
+from agop_jax.training.settings import due
 
 PIPELINE = Pipeline((0.5,), (0.25,))
 
@@ -176,3 +177,70 @@ def test_bad_settings(change, message):
 def test_batch_larger_than_the_training_set(pictures):
     with pytest.raises(UserError, match="batch_size 64 is larger than the training set of 40 images"):
         run(Trainer(Linear(), PIPELINE, Settings(steps=1, batch_size=64)), pictures)
+
+
+def test_adamw_is_the_loop_written_out(pictures):
+    """Loshchilov & Hutter 2019, algorithm 2: moments of the bare gradient, decay beside it; both times the rate."""
+    settings = Settings(steps=6, batch_size=8, optimizer="adamw", weight_decay=0.3, schedule="constant")
+    trainer = Trainer(Linear(), PIPELINE, settings)
+    variables = Linear().init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+    done = run(trainer, pictures, seed=5)
+    parts = {name: np.asarray(variables["params"]["Dense_0"][name], np.float64) for name in ("kernel", "bias")}
+    first, second = ({name: np.zeros_like(part) for name, part in parts.items()} for _ in range(2))
+    for step in range(settings.steps):
+        chosen = batch_indices(np.arange(40), settings.batch_size, step, 5)
+        x = (np.asarray(pictures.train.images, np.float64)[chosen].reshape(len(chosen), -1) / 255 - 0.5) / 0.25
+        logits = x @ parts["kernel"] + parts["bias"]
+        error = (
+            np.exp(logits) / np.exp(logits).sum(1, keepdims=True) - np.eye(3)[np.asarray(pictures.train.labels)[chosen]]
+        )
+        gradient = {"kernel": x.T @ error / len(chosen), "bias": error.mean(0)}
+        for name, part in parts.items():
+            first[name] = 0.9 * first[name] + 0.1 * gradient[name]
+            second[name] = 0.999 * second[name] + 0.001 * gradient[name] ** 2
+            mean, power = first[name] / (1 - 0.9 ** (step + 1)), second[name] / (1 - 0.999 ** (step + 1))
+            parts[name] = part - 0.05 * (mean / (np.sqrt(power) + 1e-8) + 0.3 * part)
+    for name, part in parts.items():
+        np.testing.assert_allclose(done.state.variables["params"]["Dense_0"][name], part, atol=1e-4)
+
+
+@pytest.mark.parametrize(("steps", "batch_size", "share"), [(50, 64, 0.1), (250, 64, 0.1), (7, 8, 0.5)])
+def test_evaluations_on_the_way_cost_at_most_their_share(steps, batch_size, share):
+    settings = Settings(steps=steps, batch_size=batch_size, evaluation_share=share)
+    assert (len(due(steps)) - 1) * settings.curve_images <= share * 3 * steps * batch_size
+    assert settings.curve_images == int(share * 3 * steps * batch_size / (len(due(steps)) - 1))
+
+
+def test_evaluations_on_the_way_use_a_fixed_part_of_every_class(pictures, monkeypatch):
+    """And the last one all: 9 images in the order of their classes, of which 3 are used."""
+    images, labels = np.asarray(pictures.test.images), np.repeat(np.arange(3, dtype=np.int32), 3)
+    data = DeviceData(pictures.train, Split(jnp.asarray(images), jnp.asarray(labels)), pictures.test)
+    settings = Settings(steps=10, batch_size=8, evaluation_share=0.15)
+    assert settings.curve_images == 3
+    trainer, seen = Trainer(Linear(), PIPELINE, settings), []
+    batch_sums = trainer._batch_sums
+
+    def observed(variables, split, indices, weights):
+        seen.append(np.asarray(indices)[np.asarray(weights)].tolist())
+        return batch_sums(variables, split, indices, weights)
+
+    monkeypatch.setattr(trainer, "_batch_sums", observed)
+    done = run(trainer, data)
+    assert seen == [[0, 3, 6]] * len(due(10)) + [list(range(9))]
+    last, variables = done.history[-1], done.state.variables
+    assert (last["validation_loss"], last["validation_accuracy"]) == trainer.evaluate(variables, data.validation)
+    assert last["curve_accuracy"] == trainer.evaluate(variables, data.validation, 3)[1]
+
+
+def test_a_run_that_diverges_is_judged_on_the_whole_validation_set(pictures):
+    trainer = Trainer(Linear(), PIPELINE, Settings(steps=40, batch_size=8, evaluation_share=0.01))
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, Linear().init(jax.random.key(0), jnp.zeros((1, 4, 4, 1))))
+    done = train(trainer, Run(trainer.start(broken)), pictures, np.arange(40), 0.05, 0)
+    assert done.diverged
+    assert done.history[-1]["validation_accuracy"] == 0.0
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, float("inf")])
+def test_an_evaluation_share_is_a_positive_number(share):
+    with pytest.raises(UserError, match="evaluation_share above 0"):
+        Settings(steps=1, evaluation_share=share)

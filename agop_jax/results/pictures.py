@@ -176,7 +176,7 @@ def _accuracy(work: Work, lines: list[Summary], suffix: str) -> Picture:
 
 
 def _progress(work: Work, lines: list[Summary], suffix: str) -> list[Picture]:
-    accuracy = _courses(work, lines, lambda row: row["validation_accuracy"])
+    accuracy = _courses(work, lines, lambda row: row["curve_accuracy"])
     gap = _courses(work, lines, lambda row: row["validation_loss"] - row["train_loss"])
     key = f"Line: mean over seeds ({_seeds(lines)}); band: lowest to highest seed; grey: He. Best test accuracy first."
     found = []

@@ -158,8 +158,8 @@ def _steps_to_baseline(rows: Sequence[Row], curves: Curves) -> float:
         place = row["train_size"], row["width"], row["seed"]
         own, baseline = curves.get((row["init"], *place)), curves.get((BASELINE, *place))
         if own and baseline:
-            target = baseline[-1]["validation_accuracy"]
-            course = ((point["step"], point["validation_accuracy"]) for point in own)
+            target = baseline[-1]["curve_accuracy"]
+            course = ((point["step"], point["curve_accuracy"]) for point in own)
             reached = steps_to_reach(course, target)
             steps.append(math.inf if reached is None else reached)
     return float(np.median(steps)) if steps else NAN

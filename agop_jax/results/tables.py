@@ -133,7 +133,8 @@ def read_metrics(path: str | os.PathLike) -> list[Row]:
         try:
             values = json.loads(line)
             row = {name: math.nan if values[name] is None else float(values[name]) for name in METRIC_NAMES}
-            rows.append(row | {"step": int(row["step"])})
+            curve = values.get("curve_accuracy", values["validation_accuracy"])  # versions before evaluated one set
+            rows.append(row | {"step": int(row["step"]), "curve_accuracy": float(curve)})
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}, line {number}: wanted {', '.join(METRIC_NAMES)} ({error!r})") from error
     return rows

@@ -27,9 +27,8 @@ from agop_jax.core.networks import switches_of
 from agop_jax.core.types import Array, Variables
 from agop_jax.data import AnySplit, Pipeline, Split, batch_indices, stored_batches
 from agop_jax.training.device_data import DeviceData
-from agop_jax.training.settings import Settings, optimizer_of
+from agop_jax.training.settings import Settings, due, optimizer_of
 
-EVALUATED_AT = (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)  # per cent of the steps
 EVALUATION_BATCH = 500  # images, and no more pixels than this many of 224 x 224: forward passes have to fit, too
 EVALUATION_PIXELS = 64 * 224 * 224
 AMPLE_BYTES = 2**30  # of a step: VGG11 at 32 x 32 takes a fifth of it, at 224 x 224 five times as much
@@ -229,15 +228,24 @@ class Trainer:
         hits = (logits.argmax(-1) == labels) & jnp.isfinite(losses)  # a network of NaN is right about nothing
         return jnp.sum(jnp.where(weights, losses, 0)), jnp.sum(hits * weights)
 
-    def evaluate(self, variables: Variables, split: AnySplit) -> tuple[float, float]:
-        """Mean loss and accuracy over a split on the devices or on disk, without augmentation."""
-        total, size = np.zeros(2), len(split.labels)
+    def evaluate(self, variables: Variables, split: AnySplit, images: int | None = None) -> tuple[float, float]:
+        """Mean loss and accuracy over a split on the devices or on disk, without augmentation.
+
+        Args:
+          variables: of the network.
+          split: on the devices or on disk.
+          images: how many of its images to use, evenly spaced, since a set may be in the order of its classes; None
+            for all.
+        """
+        total, size = np.zeros(2), min(len(split.labels), images or len(split.labels))
         side = self.pipeline.resize
         pixels = side * side or math.prod(split.shape[:2])
-        batch_size = devices.round_up(max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // pixels)), self.mesh.size)
+        most = EVALUATION_BATCH if size == len(split.labels) else min(EVALUATION_BATCH, size)
+        batch_size = devices.round_up(max(1, min(most, EVALUATION_PIXELS // pixels)), self.mesh.size)
+        chosen = np.arange(size) * len(split.labels) // size
         for start in range(0, size, batch_size):
             indices = np.arange(start, start + batch_size)
-            batch, taken = self._selected(split, np.minimum(indices, size - 1))
+            batch, taken = self._selected(split, chosen[np.minimum(indices, size - 1)])
             taken, weights = devices.place((taken, indices < size), self.mesh)
             total += np.array(jax.device_get(self.batch_sums(variables, batch, taken, weights)))
         return float(total[0] / size), float(total[1] / size)
@@ -271,10 +279,10 @@ def train(
 
     Returns:
       The same run. `history` holds step, validation loss and accuracy, and the mean loss and accuracy of the
-      mini-batches since the record before (None in the first).
+      mini-batches since the record before (None in the first). Records on the way are of `settings.curve_images`
+      validation images, the last one is of all; `curve_accuracy` is that of the former in every record.
     """
-    steps = trainer.settings.steps
-    due = {math.ceil(steps * percent / 100) for percent in EVALUATED_AT}
+    steps, evaluated = trainer.settings.steps, due(trainer.settings.steps)
     done = int(jax.device_get(run.state.step))
     if not run.history:
         _record(trainer, run, data, 0)
@@ -285,7 +293,7 @@ def train(
                 jax.block_until_ready(run.state.step)
             run.state = trainer.step(run.state, split, chosen, learning_rate, seed)
             done += 1
-            if done in due:
+            if done in evaluated:
                 _record(trainer, run, data, done)
             on_step(run, done)
     return run
@@ -294,15 +302,20 @@ def train(
 def _record(trainer: Trainer, run: Run, data: DeviceData, step: int) -> None:
     """Evaluates on validation, appends to the history and starts the running means anew."""
     since = step - run.history[-1]["step"] if run.history else 0
-    validation_loss, validation_accuracy = trainer.evaluate(run.state.variables, data.validation)
+    variables, few = run.state.variables, trainer.settings.curve_images
     train_loss, train_accuracy = map(float, jax.device_get((run.state.loss_sum, run.state.correct)))
-    run.diverged = not (math.isfinite(train_loss) and math.isfinite(validation_loss))
+    loss, accuracy = on_few = trainer.evaluate(variables, data.validation, few)
+    run.diverged = not (math.isfinite(train_loss) and math.isfinite(loss))
+    if few < len(data.validation.labels) and (run.diverged or step == trainer.settings.steps):  # choices depend on it
+        loss, accuracy = trainer.evaluate(variables, data.validation)
+        run.diverged |= not math.isfinite(loss)
     record = {
         "step": step,
         "train_loss": train_loss / since if since else None,
         "train_accuracy": train_accuracy / since if since else None,
-        "validation_loss": validation_loss,
-        "validation_accuracy": validation_accuracy,
+        "validation_loss": loss,
+        "validation_accuracy": accuracy,
+        "curve_accuracy": on_few[1],
     }
     run.history.append(record)
     loss_sum, correct = devices.replicate(list(np.zeros(2, np.float32)), trainer.mesh)  # two buffers: both are donated
