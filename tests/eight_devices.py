@@ -87,7 +87,7 @@ def sweeps(path: pathlib.Path, number: int, **changes) -> Callable[[], Sweep]:
     config.update_from_flattened_dict(changes)
     dataset, settings = load("digits", validation=0.2), Config.of(config)
     donor = donors.donor_network(settings, dataset, donors.untrained_donor(settings, dataset), path / "features")
-    return lambda: Sweep(path, settings, dataset, {"trained": donor})
+    return lambda: Sweep(path, settings, dataset, {0: {"trained": donor}})
 
 
 def recipients(path: pathlib.Path, number: int) -> list[dict]:

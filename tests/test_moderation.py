@@ -64,7 +64,7 @@ def test_inverse_trigamma_by_hand():
 
 @pytest.mark.parametrize(("df", "variance"), [(3.0, 1.0), (8.0, 0.04)])
 def test_a_planted_prior_is_found(df, variance):
-    """True variances from a scaled inverse chi-squared distribution, sample variances of independent rows around them."""
+    """True variances from a scaled inverse chi-squared distribution, and samples of independent rows around them."""
     rng = np.random.default_rng(0)
     true = variance * df / rng.chisquare(df, 20_000)
     found = common_prior([Spread(s2 * c / 4, 4.0) for s2, c in zip(true, rng.chisquare(4, 20_000), strict=True)], 0.0)

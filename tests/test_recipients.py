@@ -49,7 +49,7 @@ def make_sweep(tmp_path_factory):
         changed = config.copy_and_resolve_references()
         changed.recipients.update(fields)
         path = tmp_path_factory.mktemp("sweep")
-        return Sweep(path, Config.of(changed), dataset, {"trained": donor, "untrained": donor})
+        return Sweep(path, Config.of(changed), dataset, {0: {"trained": donor, "untrained": donor}})
 
     return make
 

@@ -58,6 +58,7 @@ def recipient(init, seed, train_size=2000, width=1.0):
     row = dict.fromkeys(tables.RESULT_COLUMNS, reached)
     losses = dict.fromkeys(("test_loss", "validation_loss", "train_loss"), math.nan if diverged else 1.5)
     counts = {"steps": 250, "seconds": 3.2, "images_per_second": 5000.0, "diverged": int(diverged)}
+    counts |= {"donor": 0, "probe_accuracy": 0.3, "nearest_cosine": 1.0 if init == "copy" else 0.4}
     place = {"init": init, "seed": seed, "train_size": train_size, "width": width, "learning_rate": 0.1}
     return row | losses | counts | place
 

@@ -75,6 +75,11 @@ def read_text(path: str | os.PathLike) -> str:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
 
+def read_header(path: str | os.PathLike) -> list[str]:
+    """The columns of a CSV file."""
+    return next(csv.reader(io.StringIO(read_text(path), newline="")), [])
+
+
 def read_table(path: str | os.PathLike, columns: Columns) -> list[Row]:
     """A CSV file's rows with each of `columns` converted; further columns stay text.
 

@@ -44,7 +44,7 @@ class _Fields(ml_collections.ConfigDict):
 def experiment_config() -> ml_collections.ConfigDict:
     """The defaults, to be changed by a config file and the command line."""
     config = _Fields(Config().to_dict())
-    for name in ("data", "donor", "features", "ansatz", "pictures", "train", "recipients"):
+    for name in ("data", "donor", "features", "ansatz", "pictures", "train", "recipients", "statistics"):
         config[name] = _Fields(config[name])
     config.donor.train = _Fields(config.donor.train)
     unset = {name: config_dict.placeholder(kind) for name, kind in _model_fields().items()}

@@ -1,6 +1,8 @@
 """The whole experiment, from one config: donor -> features -> recipients -> report. Every stage keeps what is done."""
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,27 +63,58 @@ def run_config(config: Config, path: Path) -> str:
     gallery.check_picture(config, donor_data)
     with workdir.locked(path), stoppable():
         environment = workdir.claim(path, config.to_dict(), describe(recipient_data, donor_data))
-        donors = make_donors(config, donor_data, recipient_data, path, environment)
-        if donors:
-            require_room(donors["trained"].features, config.recipients.layers)
-            files.write_rows(path / SPECTRA, spectra(donors["trained"].features, config.recipients.layers))
-        if donors and not config.features.source and hosts.is_first():
-            with devices.only(jax.local_devices()):
-                describe_donor(config, donor_data, donors["trained"], path)
+        donors = {
+            seed: make_donors(
+                dataclasses.replace(config, seed=seed),
+                donor_data,
+                recipient_data,
+                workdir.donor_directory(path, seed, config.seed),
+                environment,
+            )
+            for seed in config.donor_seeds
+        }
+        first = config.donor_seeds[0]
+        if donors[first]:
+            _describe_first(dataclasses.replace(config, seed=first), donor_data, donors[first]["trained"], path)
         if "recipients" in stages:
-            network = any(method.needs_network for method in methods(config))
-            donors = {name: d.for_recipients(config.recipients.layers, network) for name, d in donors.items()}
-            Sweep(path, config, recipient_data, donors, environment).run()
+            Sweep(path, config, recipient_data, _for_recipients(config, donors), environment).run()
         summary = f"Done in {path}: {', '.join(stages)}"
         if "report" in stages and hosts.is_first():
-            summary = page.write_report(path, INITIALIZERS, POOR_FIT)
+            summary = page.write_report(path, INITIALIZERS, POOR_FIT, donor_free(config))
         hosts.wait("done")  # who leaves first would take the others along
         return summary
+
+
+def _describe_first(config: Config, dataset: Dataset, donor: DonorNetwork, path: Path) -> None:
+    """The spectra, ansatz and pictures of the page, of the first donor alone."""
+    require_room(donor.features, config.recipients.layers)
+    files.write_rows(path / SPECTRA, spectra(donor.features, config.recipients.layers))
+    if not config.features.source and hosts.is_first():
+        with devices.only(jax.local_devices()):
+            describe_donor(config, dataset, donor, path)
+
+
+def _for_recipients(
+    config: Config, donors: Mapping[int, Mapping[str, DonorNetwork]]
+) -> dict[int, dict[str, DonorNetwork]]:
+    """By seed, the donor and its untrained twin with what recipients draw on."""
+    network = any(method.needs_network for method in methods(config))
+    layers = config.recipients.layers
+    return {
+        seed: {name: donor.for_recipients(layers, network) for name, donor in own.items()}
+        for seed, own in donors.items()
+    }
 
 
 def methods(config: Config) -> list[Method]:
     """Those of the inits."""
     return [get_method(init) for init in config.recipients.inits]
+
+
+def donor_free(config: Config) -> set[str]:
+    """The inits on which no donor has any influence, not even on their scale."""
+    pairs = zip(config.recipients.inits, methods(config), strict=True)
+    return {init for init, m in pairs if not (m.needs_donor or m.needs_network or m.matched)}
 
 
 def load_data(config: Config, name: str) -> Dataset:

@@ -8,6 +8,8 @@ import numpy as np
 
 from agop_jax.core.types import PRNGKey
 
+APART = 1000  # between the recipients' seeds of two donors, and so the most that one donor may have
+
 
 class Role(enum.Enum):
     """What random numbers are for. Recipients of one seed share theirs, whatever their init: that pairs them."""
@@ -32,3 +34,15 @@ def stream(role: Role, seed: int) -> int:
 def key(role: Role, seed: int) -> PRNGKey:
     """The same as a key of JAX."""
     return jax.random.key(np.uint32(stream(role, seed)))
+
+
+def recipient_seeds(donor: int, own: int, number: int) -> range:
+    """The seeds of a donor's recipients: no two donors share one, so that recipients are nested in donors.
+
+    Args:
+      donor: the donor's seed.
+      own: the experiment's, whose donor has the recipients 0, 1, ...
+      number: of recipients of each init.
+    """
+    start = 0 if donor == own else APART * (donor + 1)
+    return range(start, start + number)

@@ -17,9 +17,11 @@ from agop_jax import models
 from agop_jax.core.errors import UserError, unknown_name
 from agop_jax.experiments import fields
 from agop_jax.experiments.fields import require, require_numbers, require_pattern
+from agop_jax.experiments.keys import APART
 from agop_jax.features.extraction import METHODS
 from agop_jax.features.grams import output_function
 from agop_jax.initializers.registry import get_method
+from agop_jax.results.verdicts import VARIANCES
 from agop_jax.training.loop import Settings
 
 STAGES = ("donor", "features", "recipients", "report")
@@ -78,6 +80,7 @@ class DonorConfig(Section):
     data: str = ""  # donor's data; empty: the recipients'
     resize: int = 0  # side of the images that the donor sees; 0: config.data.resize
     init: str = "kaiming_normal"  # how the donor itself starts
+    seeds: tuple[int, ...] = ()  # of several donors, each with recipients of its own; empty: one, of config.seed
     learning_rate: float = 0.1  # peak
     train: Settings = field(default_factory=lambda: Settings(steps=400))
 
@@ -149,6 +152,7 @@ class RecipientConfig(Section):
     tuning_seeds: int = 1  # seeds of that choice
     devices: int = 0  # that a recipient is trained on; 0: all; with fewer, several are trained at once
     num_images: int = 256  # unlabelled images of its own training set that a coupled or lsuv init looks at
+    probe: int = 2000  # images of each split at most for the linear probe before training; 0: no probe
 
     def __post_init__(self) -> None:
         for init in self.inits:
@@ -170,8 +174,21 @@ class RecipientConfig(Section):
         require("recipients.widths", widths, all(map(_is_rate, widths)), "factors above 0")
         names = {f"{width:g}" for width in widths}  # by which files are called
         require("recipients.widths", widths, len(names) == len(widths), "factors that differ in their first six digits")
-        require_numbers("recipients", self, ("devices",), 0)
+        require_numbers("recipients", self, ("devices", "probe"), 0)
         require_numbers("recipients", self, ("num_images",), 1)
+
+
+@dataclass(frozen=True)
+class StatisticsConfig(Section):
+    """How recipients are compared."""
+
+    variance: str = "moderated"  # by the other rows of a table, or each row's 'own'
+    margin: float = 1.0  # points of accuracy that do not matter: within them inits are equivalent
+
+    def __post_init__(self) -> None:
+        if self.variance not in VARIANCES:
+            raise unknown_name("config.statistics.variance", self.variance, VARIANCES)
+        require("statistics.margin", self.margin, _is_rate(self.margin), "a number above 0")
 
 
 @dataclass(frozen=True)
@@ -190,11 +207,30 @@ class Config(Section):
     pictures: PictureConfig = field(default_factory=PictureConfig)
     train: Settings = field(default_factory=lambda: Settings(steps=200))  # recipients
     recipients: RecipientConfig = field(default_factory=RecipientConfig)
+    statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
 
     def __post_init__(self) -> None:
         require("seed", self.seed, 0 <= self.seed < 2**32, "a whole number from 0 to 2^32 - 1")
+        self._check_donors()
         require_numbers("config", self, ("save_every",), 0)
         check_stages(self.stages)
+
+    def _check_donors(self) -> None:
+        seeds = self.donor.seeds
+        whole = all(0 <= seed < 2**32 for seed in seeds) and len(seeds) == len(set(seeds))
+        require("donor.seeds", seeds, whole, "whole numbers from 0 to 2^32 - 1, none of them twice")
+        if seeds and (self.donor.source or self.features.source):
+            raise UserError("config.donor.seeds: a donor from elsewhere has no seed: leave donor.seeds empty")
+        if len(seeds) > 1 and self.recipients.seeds > APART:
+            raise UserError(
+                f"config.recipients.seeds: wanted {APART} or fewer of each donor, got {self.recipients.seeds}"
+            )
+
+    @property
+    def donor_seeds(self) -> tuple[int, ...]:
+        """Of the donors, the experiment's own first where it is among them."""
+        seeds = self.donor.seeds or (self.seed,)
+        return tuple(sorted(seeds, key=lambda seed: seed != self.seed))
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "Config":

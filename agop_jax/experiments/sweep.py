@@ -1,7 +1,8 @@
 """Recipients: inits x training-set sizes x widths x seeds, each with the learning rate that validation chose for it.
 
-Seeds are paired: for one seed all inits have the same training images, data order, head and biases. The test set is
-read once per recipient, after its training.
+Seeds are paired: for one seed all inits have the same training images, data order, head and biases. Of several donors
+each has recipients of its own, with seeds and a choice of learning rates of their own. The test set is read once per
+recipient, after its training, and part of it once by the probe of its start.
 """
 
 # pyright: reportArgumentType=false
@@ -17,7 +18,9 @@ from tqdm import tqdm
 from agop_jax.core import files, hosts
 from agop_jax.data import Dataset
 from agop_jax.experiments import recipients, tuning
+from agop_jax.experiments.before import before_training
 from agop_jax.experiments.donors import DonorNetwork
+from agop_jax.experiments.keys import recipient_seeds
 from agop_jax.experiments.places import Place, for_each, make_places
 from agop_jax.experiments.recipients import Comparison, Trained
 from agop_jax.experiments.settings import Config
@@ -33,7 +36,7 @@ class Sweep:
       workdir: of the experiment.
       config: of the experiment.
       dataset: the recipients'.
-      donors: 'trained', and 'untrained' for the methods that ask for it.
+      donors: by seed: 'trained', and 'untrained' for the methods that ask for it. The first is the experiment's own.
       environment: name of this call's environment, which the rows state.
     """
 
@@ -42,47 +45,59 @@ class Sweep:
         workdir: Path,
         config: Config,
         dataset: Dataset,
-        donors: Mapping[str, DonorNetwork],
+        donors: Mapping[int, Mapping[str, DonorNetwork]],
         environment: str = "",
     ) -> None:
-        self.comparison = Comparison(workdir, config, dataset, donors)
+        self.comparisons = {seed: Comparison(workdir, config, dataset, donor) for seed, donor in donors.items()}
+        self.first = next(iter(donors))
+        self.comparison = self.comparisons[self.first]
         self.cells = sweep_cells(config.recipients, len(dataset.train.labels))
-        self.tables = SweepTables(workdir, self.cells, environment)
+        self.tables = SweepTables(workdir, self.cells, environment, config.seed)
         self.places = make_places(config, dataset)
         for cell in self.cells:  # what shapes do not tell, before the first minute is spent
-            recipients.start(self.comparison, cell, 0, self.places[0].trainers[cell.width])
+            recipients.start(self.comparison, cell, self.seeds(self.first)[0], self.places[0].trainers[cell.width])
+
+    def seeds(self, donor: int) -> range:
+        """Of a donor's recipients."""
+        config = self.comparison.config
+        return recipient_seeds(donor, config.seed, config.recipients.seeds)
 
     def run(self) -> None:
         """Trains every recipient that `results.csv` lacks; a row is written as soon as it is known."""
-        todo = [cell for cell in self.cells if self._missing_seeds(cell)]
-        runs = sum(len(self._untried(cell)) + len(self._missing_seeds(cell)) for cell in todo)
+        todo = [(donor, cell) for donor in self.comparisons for cell in self.cells if self._missing_seeds(donor, cell)]
+        runs = sum(len(self._untried(*item)) + len(self._missing_seeds(*item)) for item in todo)
         steps = runs * self.comparison.config.train.steps
         with tqdm(total=steps, unit="step", desc="recipients", dynamic_ncols=True, disable=not hosts.is_first()) as bar:
-            for_each(todo, self.places, lambda cell, place: self._complete(cell, place, bar))
+            for_each(todo, self.places, lambda item, place: self._complete(*item, place, bar))
 
-    def _missing_seeds(self, cell: Cell) -> list[int]:
+    def _missing_seeds(self, donor: int, cell: Cell) -> list[int]:
         done = self.tables.seeds_done(cell)
-        return [seed for seed in range(self.comparison.config.recipients.seeds) if seed not in done]
+        return [seed for seed in self.seeds(donor) if seed not in done]
 
-    def _untried(self, cell: Cell) -> list[tuning.Point]:
+    def _untried(self, donor: int, cell: Cell) -> list[tuning.Point]:
         done = self.tables.rates_tried(cell)
-        return [point for point in tuning.grid(self.comparison.config.recipients) if point not in done]
+        grid = tuning.grid(self.comparison.config.recipients, self.seeds(donor))
+        return [point for point in grid if point not in done]
 
-    def _complete(self, cell: Cell, place: Place, bar: tqdm) -> None:
-        """The grid of learning rates, then a recipient for each seed."""
+    def _complete(self, donor: int, cell: Cell, place: Place, bar: tqdm) -> None:
+        """The grid of learning rates, then a recipient for each seed of this donor."""
+        comparison, trainer = self.comparisons[donor], place.trainers[cell.width]
         tuned: dict[tuning.Point, Trained] = {}
-        for rate, seed in self._untried(cell):
-            trained = tuned[rate, seed] = self._train(cell, rate, seed, place, bar)
+        for rate, seed in self._untried(donor, cell):
+            trained = tuned[rate, seed] = self._train(comparison, cell, rate, seed, place, bar)
             self.tables.add_rate(cell, rate, seed, trained.run.history[-1])
-        rate = self.tables.choose_rate(cell, self.comparison.config.recipients.learning_rates)
-        for seed in self._missing_seeds(cell):
+        rate = self.tables.choose_rate(cell, comparison.config.recipients.learning_rates, self.seeds(donor))
+        for seed in self._missing_seeds(donor, cell):
             again = tuned.get((rate, seed))  # the same run, bit for bit
-            bar.update(self.comparison.config.train.steps if again else 0)
-            trained = again or self._train(cell, rate, seed, place, bar)
+            bar.update(comparison.config.train.steps if again else 0)
+            trained = again or self._train(comparison, cell, rate, seed, place, bar)
             self._keep(cell, seed, trained)
-            self.tables.add_result(recipients.result(self.comparison, cell, rate, seed, trained, place))
+            row = recipients.result(comparison, cell, rate, seed, trained, place)
+            start = recipients.start(comparison, cell, seed, trainer).variables
+            before = before_training(comparison, cell, seed, start, trainer)
+            self.tables.add_result({**row, "donor": donor, **before})
 
-    def _train(self, cell: Cell, rate: float, seed: int, place: Place, bar: tqdm) -> Trained:
+    def _train(self, comparison: Comparison, cell: Cell, rate: float, seed: int, place: Place, bar: tqdm) -> Trained:
         trainer, shown = place.trainers[cell.width], 0
 
         def on_step(run: Run, step: int) -> None:
@@ -93,7 +108,7 @@ class Sweep:
             if run.history[-1]["step"] == step:
                 bar.set_postfix(_postfix(cell, rate, seed, run, step * trainer.settings.batch_size / run.seconds))
 
-        trained = recipients.train(self.comparison, cell, rate, seed, place, on_step)
+        trained = recipients.train(comparison, cell, rate, seed, place, on_step)
         bar.update(trainer.settings.steps - shown)  # what a diverged run left
         return trained
 
@@ -102,7 +117,7 @@ class Sweep:
         workdir, name = self.comparison.workdir, cell.name(seed)
         write_curves(workdir, name, trained.run.history)
         self.tables.add_fits(cell, seed, trained.explained_variance)
-        if seed == 0 and trained.filters is not None:
+        if seed == self.seeds(self.first)[0] and trained.filters is not None:
             trainer = self.places[0].trainers[cell.width]
             after = recipients.first_filters(trainer, self.comparison.dataset, trained.run.state.variables)
             buffer = io.BytesIO()

@@ -36,14 +36,15 @@ class SweepTables:
     """`results.csv`, `learning_rates.csv` and `fits.csv`: read once, written after each addition.
 
     Recipients may be trained at once, in threads. Rows are in the order of the cells and seeds, whoever came first. The
-    last column of the first two files names the environment that a row was computed in.
+    last column of the first two files names the environment that a row was computed in. `donor` is that of rows whose
+    file names none, as versions that knew one donor wrote them.
     """
 
-    def __init__(self, workdir: Path, cells: Sequence[Cell], environment: str = "") -> None:
+    def __init__(self, workdir: Path, cells: Sequence[Cell], environment: str = "", donor: int = 0) -> None:
         self._workdir, self._environment = workdir, environment
         self._order = {cell: place for place, cell in enumerate(cells)}
         self._lock = threading.Lock()
-        self.results = files.read_optional_table(workdir / RESULTS, tables.RESULT_COLUMNS)
+        self.results = tables.read_optional_results(workdir / RESULTS, donor)
         self.rates = files.read_optional_table(workdir / RATES, tables.RATE_COLUMNS)
         self.fits = files.read_optional_table(workdir / FITS, tables.FIT_COLUMNS)
 
@@ -64,9 +65,9 @@ class SweepTables:
             self.rates.append(row)
             self._write(RATES, self.rates, tables.RATE_COLUMNS)
 
-    def choose_rate(self, cell: Cell, rates: Sequence[float]) -> float:
-        """The best rate of the grid; its rows are marked."""
-        own = [row for row in self.rates if _cell_of(row) == cell]
+    def choose_rate(self, cell: Cell, rates: Sequence[float], seeds: Sequence[int]) -> float:
+        """The best rate of the grid by the runs of these seeds; its rows are marked."""
+        own = [row for row in self.rates if _cell_of(row) == cell and row["seed"] in seeds]
         best = tuning.best_rate(own, rates)
         if len(rates) > 1:
             with self._lock:

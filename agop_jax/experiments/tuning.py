@@ -11,11 +11,11 @@ from agop_jax.experiments.settings import RecipientConfig
 Point = tuple[float, int]  # learning rate and seed of one run
 
 
-def grid(recipients: RecipientConfig) -> list[Point]:
-    """The runs that the choice is made of; none where there is one rate."""
+def grid(recipients: RecipientConfig, seeds: Sequence[int]) -> list[Point]:
+    """The runs that the choice is made of, with the first of a donor's seeds; none where there is one rate."""
     if len(recipients.learning_rates) == 1:
         return []
-    return [(rate, seed) for seed in range(recipients.tuning_seeds) for rate in recipients.learning_rates]
+    return [(rate, seed) for seed in seeds[: recipients.tuning_seeds] for rate in recipients.learning_rates]
 
 
 def best_rate(rows: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> float:

@@ -17,10 +17,12 @@ from agop_jax.core.errors import UserError
 from agop_jax.core.files import atomic_write_text, read_json, read_text
 from agop_jax.experiments import fields, leftovers
 from agop_jax.experiments.environments import record_environment
+from agop_jax.experiments.settings import Config
 from agop_jax.training.resumable import remove_checkpoints
 
 CONFIG, DATA, LOCK = "config.json", "data.json", ".lock"
 DONOR, FEATURES, CHECKPOINTS = "donor", "features", "checkpoints"
+DONORS = "donors"  # folder of further donors, by seed
 RESULTS, RATES, FITS, SPECTRA = "results.csv", "learning_rates.csv", "fits.csv", "spectra.csv"
 ANSATZ, GALLERY = "ansatz.csv", "gallery.json"
 
@@ -32,12 +34,26 @@ EXTENDABLE = (
     "pictures.enabled",
     "pictures.image",
     "pictures.layers",
+    "donor.seeds",
     "recipients.devices",
     "recipients.inits",
     "recipients.seeds",
     "recipients.train_sizes",
     "recipients.widths",
+    "statistics.variance",
+    "statistics.margin",
 )
+
+
+def donor_directory(workdir: Path, seed: int, own: int) -> Path:
+    """Where a donor lies with its features: in the work directory itself where its seed is the experiment's own."""
+    return workdir if seed == own else workdir / DONORS / str(seed)
+
+
+def further_donors(workdir: Path) -> list[Path]:
+    """The directories of donors with other seeds than the experiment's."""
+    folder = workdir / DONORS
+    return sorted(path for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
 
 
 def local_directory(directory: str | Path) -> Path:
@@ -91,7 +107,8 @@ def _lock(workdir: Path, stack: contextlib.ExitStack) -> None:
     file.truncate(0)
     file.write(uuid.uuid4().hex)
     file.flush()
-    leftovers.remove_unfinished(workdir)
+    for directory in (workdir, *further_donors(workdir)):
+        leftovers.remove_unfinished(directory)
 
 
 def claim(workdir: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> str:
@@ -106,7 +123,8 @@ def claim(workdir: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> 
 
 def _claim(workdir: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     if _changed_config(workdir, config) + _changed_data(workdir, data):  # checkpoints of runs that are no more
-        for run in (workdir / CHECKPOINTS).glob("*"):
+        every = (workdir, *further_donors(workdir))
+        for run in (run for directory in every for run in (directory / CHECKPOINTS).glob("*")):
             if run.name == DONOR or re.fullmatch(rf"{leftovers.RECIPIENT}_lr[\d.e+-]+", run.name):
                 remove_checkpoints(run)
     for name, content in ((CONFIG, config), (DATA, data)):
@@ -123,7 +141,8 @@ def _changed_config(workdir: Path, config: Mapping[str, Any]) -> list[str]:
                 "workdir"
             )
         return []
-    old, new = _flat(before), _flat(json.loads(json.dumps(config)))
+    old, new = (_flat(json.loads(json.dumps(fields))) for fields in (before, config))
+    old = _flat(json.loads(json.dumps(Config().to_dict()))) | old  # an older version has kept less
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     changed = [name for name in changed if name not in EXTENDABLE]
     if fixed := [name for name in changed if _has_results(workdir, name)]:
@@ -171,8 +190,10 @@ def _alike(before: Any, now: Any) -> bool:
 def _has_results(workdir: Path, name: str) -> bool:
     """Whether anything finished there depends on this field of the config."""
     of_recipients = name.startswith(("recipients.", "train."))
-    finished = (RESULTS, RATES) if of_recipients else (DONOR, FEATURES, RESULTS, RATES)
-    return any((workdir / file).exists() for file in finished)
+    finished = [workdir / RESULTS, workdir / RATES]
+    if not of_recipients:
+        finished += [path / file for path in (workdir, *further_donors(workdir)) for file in (DONOR, FEATURES)]
+    return any(path.exists() for path in finished)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

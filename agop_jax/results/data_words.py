@@ -1,4 +1,4 @@
-"""Which images an experiment used, in words, from the work directory's `data.json`."""
+"""Which images an experiment used, and for what, in words, from the work directory's `data.json` and config."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +18,19 @@ def data_words(path: Path) -> list[tuple[str, str]]:
         return []
     donor = _words(donor, "The donor's data") if (donor := data.get("donor")) else []
     return _words(data, "Data") + donor
+
+
+def evaluation_words(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How many images evaluations and probe looked at; nothing of versions that had no such fields."""
+    share, probe = config.get("train", {}).get("evaluation_share"), config.get("recipients", {}).get("probe")
+    parts = []
+    if share is not None:
+        part = f"on a fixed part of the validation images, which costs at most {100 * share:g} % of the training"
+        parts.append(("Evaluations during training", f"{part}; after the last step on all validation images."))
+    if probe:
+        fit = f"ridge regression on the inputs of the last layer, on at most {probe:,} images of each split"
+        parts.append(("Linear probe before training", f"{fit}; penalty by validation, test images read once."))
+    return parts
 
 
 def _words(data: Mapping[str, Any], lead: str) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,11 +14,14 @@ from markupsafe import Markup, escape
 
 from agop_jax.core import files
 from agop_jax.core.files import Row
-from agop_jax.results import pictures, summary, tables
-from agop_jax.results.data_words import data_words
+from agop_jax.results import by_donor, pictures, summary, tables
+from agop_jax.results.by_donor import DonorTable
+from agop_jax.results.data_words import data_words, evaluation_words
+from agop_jax.results.moderation import ROWS
 from agop_jax.results.pictures import Picture
 from agop_jax.results.summary import BASELINE, Summary
 from agop_jax.results.tables import Work
+from agop_jax.results.verdicts import POINT
 
 Key = tuple[str, int, float]  # init, train_size, width
 
@@ -31,6 +34,7 @@ class Section:
     lines: list[Summary]
     text: list[tuple[str, str]]
     pictures: list[Picture]
+    donors: DonorTable | None
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,19 @@ class Pivot:
     lines: dict[Key, dict[Any, float]]
 
 
-def write_report(workdir: str | os.PathLike, descriptions: Mapping[str, str], poor_fit: float = 0.0) -> str:
+def write_report(
+    workdir: str | os.PathLike,
+    descriptions: Mapping[str, str],
+    poor_fit: float = 0.0,
+    donor_free: Container[str] = (),
+) -> str:
     """Write figures/*.png, figures/*.svg, summary.csv and report.html into `workdir`.
 
     Args:
       workdir: what the experiment runner wrote; only config.json and results.csv must be there.
       descriptions: init -> one line, `INITIALIZERS`.
       poor_fit: explained variance of a coupled layer below which the page warns.
+      donor_free: inits on which no donor has any influence.
 
     Returns:
       A plain-text table for the terminal.
@@ -56,9 +66,12 @@ def write_report(workdir: str | os.PathLike, descriptions: Mapping[str, str], po
       UserError: a file is missing or damaged; the message names it.
     """
     work = tables.read_work(workdir)
-    lines = summary.summarise(work.results, work.curves)
+    rule = work.config.get("statistics", {})  # of versions that had no such section
+    margin = float(rule.get("margin", 1.0)) * POINT
+    variance = str(rule.get("variance", "moderated"))
+    lines = summary.summarise(work.results, work.curves, variance=variance, margin=margin, donor_free=donor_free)
     files.write_rows(work.path / "summary.csv", [_blank_nan(asdict(line)) for line in lines])
-    files.atomic_write_text(work.path / "report.html", _page(work, lines, descriptions, poor_fit))
+    files.atomic_write_text(work.path / "report.html", _page(work, lines, descriptions, poor_fit, variance, margin))
     return summary.terminal_table(lines)
 
 
@@ -66,13 +79,20 @@ def _blank_nan(row: Row) -> Row:
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
 
 
-def _page(work: Work, lines: Sequence[Summary], descriptions: Mapping[str, str], poor_fit: float) -> str:
+def _page(
+    work: Work,
+    lines: Sequence[Summary],
+    descriptions: Mapping[str, str],
+    poor_fit: float,
+    variance: str,
+    margin: float,
+) -> str:
     settings = {line.setting: [other for other in lines if other.setting == line.setting] for line in lines}
     rates = _pivot(sorted(work.rates, key=lambda row: row["learning_rate"]), "learning_rate", "validation_accuracy")
     chosen = {(*_key(row), row["learning_rate"]) for row in work.rates if row["chosen"]}
     return _template().render(
         question=str(work.config.get("question") or "Which initialisation is best?"),
-        sections=[_section(work, group) for group in settings.values()],
+        sections=[_section(work, group, margin) for group in settings.values()],
         overall=summary.in_every_setting(lines) if len(settings) > 1 else [],
         trends=pictures.trends(work, lines),
         donor=pictures.donor(work),
@@ -81,7 +101,11 @@ def _page(work: Work, lines: Sequence[Summary], descriptions: Mapping[str, str],
         gallery=pictures.gallery(work),
         gallery_note=pictures.gallery_note(work),
         data=data_words(work.path),
-        donor_accuracy=work.donor.get("test_accuracy"),
+        donor_accuracies=_donor_accuracies(work),
+        moderated=variance == "moderated",
+        moderated_rows=ROWS,
+        margin=margin,
+        evaluation=evaluation_words(work.config),
         filters=pictures.filters(work, lines),
         rates=rates,
         chosen=chosen,
@@ -95,9 +119,15 @@ def _page(work: Work, lines: Sequence[Summary], descriptions: Mapping[str, str],
     )
 
 
-def _section(work: Work, lines: list[Summary]) -> Section:
+def _section(work: Work, lines: list[Summary], margin: float) -> Section:
     title = summary.setting_name(lines[0].setting)
-    return Section(title, lines, summary.in_words(lines), pictures.of_setting(work, lines))
+    words, spread = summary.in_words(lines, margin), by_donor.spread_table(work.results, lines)
+    return Section(title, lines, words, pictures.of_setting(work, lines), spread)
+
+
+def _donor_accuracies(work: Work) -> dict[int, float]:
+    """By seed, of the donors whose classes are those of their data."""
+    return {seed: row["test_accuracy"] for seed, row in work.donors.items() if "test_accuracy" in row}
 
 
 def _key(row: Row) -> Key:
@@ -143,7 +173,13 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "points": _points, "count": _count, "breakable": _breakable}
+    environment.filters |= {
+        "percent": _percent,
+        "points": _points,
+        "count": _count,
+        "breakable": _breakable,
+        "cosine": _cosine,
+    }
     environment.globals |= {
         "baseline": BASELINE,
         "setting_name": summary.setting_name,
@@ -153,6 +189,10 @@ def _template() -> jinja2.Template:
 
 def _percent(fraction: float, digits: int = 1) -> str:
     return f"{100 * fraction:.{digits}f}".replace("-", "\N{MINUS SIGN}") if math.isfinite(fraction) else "\N{EN DASH}"
+
+
+def _cosine(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "\N{EN DASH}"
 
 
 def _points(difference: float) -> str:

@@ -12,8 +12,10 @@ import numpy as np
 
 from agop_jax.core.files import Row
 from agop_jax.results import statistics
-from agop_jax.results.intervals import mean_interval, steps_to_reach
+from agop_jax.results.intervals import Interval, mean_interval, steps_to_reach, student_test
+from agop_jax.results.samples import Sample
 from agop_jax.results.tables import Curves
+from agop_jax.results.verdicts import POINT, Difference, General
 
 BASELINE = "kaiming_normal"
 COPIES = ("copy", "copy_tiled", "copy_spaced")  # what the fraction of the gain recovered is measured by
@@ -35,11 +37,16 @@ class Summary:
       too_short: 1 if the mean accuracy is at chance, and so is that of every init that began there: then the runs were
         too short, or of a wrong learning rate, to tell an init that does not train from one that does.
       test_accuracy: mean over seeds, with `low` and `high` its 95 % t interval.
-      he_difference: mean of the paired differences from He, with the interval and verdict of `statistics.compare`.
+      probe_accuracy: of a linear probe before training, mean over seeds.
+      nearest_cosine: of new filters to the donor's nearest ones, mean over seeds.
+      he_difference: mean of the paired differences from He, with the interval, verdict and equivalence of
+        `statistics.compare`.
       control: the better of the matched controls, with the same differences from it.
       copy_recovered: (accuracy - He) / (copy of the donor - He).
       steps_to_he: median over seeds of the steps until validation reaches He's last accuracy of that seed; inf: never.
       seeds_for_one_point: seeds needed to see a difference of one point from He.
+      donors: how many; with several, `donor_deviation` is the spread of the donors' effects on the difference from He,
+        and `general_low`, `general_high` and `general_verdict` are what holds of it for donors in general.
     """
 
     init: str
@@ -56,15 +63,24 @@ class Summary:
     he_low: float
     he_high: float
     he_verdict: str
+    he_equivalence: str
     control: str
     control_difference: float
     control_low: float
     control_high: float
     control_verdict: str
+    control_equivalence: str
     copy_recovered: float
     steps_to_he: float
     seeds_for_one_point: int | None
     learning_rate: str
+    probe_accuracy: float
+    nearest_cosine: float
+    donors: int
+    donor_deviation: float
+    general_low: float
+    general_high: float
+    general_verdict: str
 
     @property
     def setting(self) -> Setting:
@@ -77,14 +93,20 @@ class Summary:
         return TOO_SHORT if self.too_short else IDLE
 
 
-def summarise(results: Sequence[Row], curves: Curves) -> list[Summary]:
-    """By setting, and within it by mean accuracy, best first."""
+def summarise(results: Sequence[Row], curves: Curves, **judged: Any) -> list[Summary]:
+    """By setting, and within it by mean accuracy, best first.
+
+    Args:
+      results: rows of `results.csv`.
+      curves: of their training.
+      judged: `variance`, `margin` and `donor_free` of `statistics.compare`.
+    """
     groups: dict[tuple, list[Row]] = {}
     for row in results:
         groups.setdefault((row["init"], row["train_size"], row["width"]), []).append(row)
     differences = {
         (found.init, found.train_size, found.width, found.against == BASELINE): found
-        for found in statistics.compare(results)
+        for found in statistics.compare(results, **judged)
     }
     recovered = {
         (r.init, r.train_size, r.width): r.fraction
@@ -99,6 +121,8 @@ def summarise(results: Sequence[Row], curves: Curves) -> list[Summary]:
             **_accuracy(rows, chance, told=key[1:] in learners),
             **_difference("he", differences.get((*key, True))),
             **_difference("control", differences.get((*key, False))),
+            **_general(rows, differences.get((*key, True))),
+            **{name: _mean(rows, name) for name in ("probe_accuracy", "nearest_cosine")},
             copy_recovered=recovered.get(key, NAN),
             steps_to_he=_steps_to_baseline(rows, curves),
             seeds_for_one_point=getattr(differences.get((*key, True)), "seeds_for_one_point", None),
@@ -131,7 +155,7 @@ def _at_chance(accuracy: float, chance: float) -> bool:
 
 
 def _accuracy(rows: Sequence[Row], chance: float, told: bool) -> dict[str, Any]:
-    interval = mean_interval([row["test_accuracy"] for row in rows])
+    interval = _accuracy_interval(rows)
     diverged = sum(row["diverged"] for row in rows)
     idle = diverged == len(rows) or _at_chance(interval.mean, chance)
     return {
@@ -145,11 +169,39 @@ def _accuracy(rows: Sequence[Row], chance: float, told: bool) -> dict[str, Any]:
     }
 
 
-def _difference(prefix: str, found: statistics.Difference | None) -> dict[str, Any]:
-    names = ("difference", "low", "high", "verdict")
-    values = (NAN, NAN, NAN, "") if found is None else (found.mean, found.low, found.high, found.verdict)
+def _accuracy_interval(rows: Sequence[Row]) -> Interval:
+    """Of several donors, over the seeds of these."""
+    donors = {row["seed"]: row["donor"] for row in rows}
+    if len(set(donors.values())) == 1:
+        return mean_interval([row["test_accuracy"] for row in rows])
+    sample = Sample({row["seed"]: row["test_accuracy"] for row in rows}, donors)
+    return student_test(sample, sample.own_spread, 0.05)[0]
+
+
+def _mean(rows: Sequence[Row], column: str) -> float:
+    """Over the seeds for which there is a number; older rows lack some."""
+    values = [row[column] for row in rows if math.isfinite(row[column])]
+    return float(np.mean(values)) if values else NAN
+
+
+def _difference(prefix: str, found: Difference | None) -> dict[str, Any]:
+    names = ("difference", "low", "high", "verdict", "equivalence")
+    values = (NAN, NAN, NAN, "", "")
+    if found is not None:
+        values = (found.mean, found.low, found.high, found.verdict, found.equivalence)
     fields: dict[str, Any] = {f"{prefix}_{name}": value for name, value in zip(names, values, strict=True)}
     return fields if prefix == "he" else fields | {"control": found.against if found else ""}
+
+
+def _general(rows: Sequence[Row], found: Difference | None) -> dict[str, Any]:
+    general = found.general if found else General()
+    return {
+        "donors": len({row["donor"] for row in rows}),
+        "donor_deviation": general.deviation,
+        "general_low": general.low,
+        "general_high": general.high,
+        "general_verdict": general.verdict,
+    }
 
 
 def _steps_to_baseline(rows: Sequence[Row], curves: Curves) -> float:
@@ -175,13 +227,20 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def in_words(lines: Sequence[Summary]) -> list[tuple[str, str]]:
-    """What one setting shows and does not show: (a few words that lead in, the rest of the sentence)."""
+def in_words(lines: Sequence[Summary], margin: float = POINT) -> list[tuple[str, str]]:
+    """What one setting shows and does not show: (a few words that lead in, the rest of the sentence).
+
+    Args:
+      lines: of the setting.
+      margin: the difference that does not matter, as a fraction.
+    """
     trained = [line for line in lines if line.trains and line.init != BASELINE]
     parts = [
         ("", _what_was_done(lines)),
         *_verdicts("he", "He", trained),
         *_verdicts("control", "the better matched control", trained),
+        *_equivalences(trained, margin),
+        *_over_donors(trained),
         ("Better than He, but not than the control, so that scale or spectrum may explain it", _only_scale(trained)),
         ("Did not train at all (diverged or stayed at chance)", _names(x for x in lines if not x.trains | x.too_short)),
         ("Too short to tell, since no init that began at chance has left it", _names(x for x in lines if x.too_short)),
@@ -227,6 +286,30 @@ def _verdicts(prefix: str, against: str, lines: Sequence[Summary]) -> list[tuple
         found = [line for line in lines if getattr(line, f"{prefix}_verdict") == verdict]
         parts.append((lead, _names(found, f"{prefix}_difference" if verdict in ("better", "worse") else "")))
     return parts
+
+
+def _equivalences(lines: Sequence[Summary], margin: float) -> list[tuple[str, str]]:
+    """Of the inits that are not told apart from He, those that a margin says something of."""
+    near, leads = f"{100 * margin:g} point{'s' if margin != POINT else ''}", {}
+    leads["equivalent"] = f"Equivalent to He, within {near} either way"
+    leads["no worse"] = f"No worse than He by more than {near}"
+    leads["no better"] = f"No better than He by more than {near}"
+    alike = [line for line in lines if line.he_verdict == "no difference seen"]
+    return [(lead, _names(line for line in alike if line.he_equivalence == told)) for told, lead in leads.items()]
+
+
+def _over_donors(lines: Sequence[Summary]) -> list[tuple[str, str]]:
+    """What holds for donors in general, where there are several."""
+    donors = max((line.donors for line in lines), default=1)
+    if donors == 1:
+        return []
+    told = [
+        (f"{verdict.capitalize()} than He for donors in general, not these {donors} alone", _names(found))
+        for verdict in ("better", "worse")
+        if (found := [line for line in lines if line.general_verdict == verdict])
+    ]
+    few = " Two cannot tell it, since one degree of freedom is left: see the spread below." if donors == 2 else ""
+    return told or [("For donors in general", f"nothing is told from {donors} donors.{few}")]
 
 
 def _names(lines: Iterable[Summary], difference: str = "") -> str:

@@ -15,6 +15,7 @@ from agop_jax.core.errors import UserError
 from agop_jax.core.files import (
     Columns,
     Row,
+    read_header,
     read_json,
     read_optional_table,
     read_table,
@@ -26,7 +27,9 @@ Recipient = tuple[str, int, float, int]  # init, train_size, width, seed
 Kernels = tuple[np.ndarray, np.ndarray]  # first layer before and after training, (kh, kw, cin, cout)
 Curves = Mapping[Recipient, list[Row]]
 
-# One recipient a row. Accuracies are fractions; accuracy_at_P is on validation after P % of the step budget.
+# One recipient a row. Accuracies are fractions; accuracy_at_P is on validation after P % of the step budget. donor is
+# the seed of its donor. probe_accuracy is that of a linear probe before training; nearest_cosine says how near its new
+# filters are to the donor's, 1 for copies.
 RESULT_COLUMNS: Columns = {
     "init": str,
     "seed": int,
@@ -46,7 +49,12 @@ RESULT_COLUMNS: Columns = {
     "seconds": float,
     "images_per_second": float,
     "diverged": int,
+    "donor": int,
+    "probe_accuracy": float,
+    "nearest_cosine": float,
 }
+# Columns that older versions did not write, and what stands for them.
+LATER_COLUMNS = {"donor": 0, "probe_accuracy": math.nan, "nearest_cosine": math.nan}
 # What can be compared over recipients, and whether more of it is better.
 HIGHER_IS_BETTER = {
     "test_accuracy": True,
@@ -61,6 +69,7 @@ HIGHER_IS_BETTER = {
     "seconds": False,
     "images_per_second": True,
     "diverged": False,
+    "probe_accuracy": True,
 }
 # The grid on validation data; chosen is 1 for the rate the recipients were trained with.
 RATE_COLUMNS: Columns = {
@@ -109,9 +118,19 @@ def recipient_name(init: str, train_size: int, width: float, seed: int) -> str:
     return f"{init.replace(':', '-')}_n{train_size}_w{width:g}_s{seed}"
 
 
+def read_optional_results(path: str | os.PathLike, donor: int = 0) -> list[Row]:
+    """`results.csv` where it is, of this version or an older one, which knew one donor."""
+    if not Path(path).exists():
+        return []
+    later = LATER_COLUMNS | {"donor": donor}
+    known = read_header(path)
+    columns = {name: kind for name, kind in RESULT_COLUMNS.items() if name in known or name not in later}
+    return [later | row for row in read_table(path, columns)]
+
+
 def read_results(path: str | os.PathLike) -> list[Row]:
     """`results.csv`: one recipient a row, at least one row, none twice; accuracies are finite after divergence too."""
-    rows = read_table(path, RESULT_COLUMNS)
+    rows = read_optional_results(path) or read_table(path, RESULT_COLUMNS)
     if not rows:
         raise UserError(f"{path}: wanted one row a recipient, found none")
     seen = set()
@@ -150,6 +169,7 @@ class Work:
     results: list[Row]
     curves: Curves
     donor: Row
+    donors: dict[int, Row]
     donor_curve: list[Row]
     rates: list[Row]
     fits: list[Row]
@@ -162,14 +182,16 @@ class Work:
 def read_work(path: str | os.PathLike) -> Work:
     """Everything the report needs, or a `UserError` that names the file that is damaged."""
     path = Path(path)
-    rows = read_results(path / "results.csv")
+    rows, config = read_results(path / "results.csv"), read_json(path / "config.json")
+    donors = _read_donors(path, config.get("seed", 0))
     return Work(
         path=path,
-        config=read_json(path / "config.json"),
+        config=config,
         environments=read_environments(path, rows),
         results=rows,
         curves={_recipient(row): _optional_metrics(path, recipient_name(*_recipient(row))) for row in rows},
-        donor=read_json(path / "donor.json") if (path / "donor.json").exists() else {},
+        donor=next(iter(donors.values()), {}),
+        donors=donors,
         donor_curve=_optional_metrics(path, "donor"),
         rates=read_optional_table(path / "learning_rates.csv", RATE_COLUMNS),
         fits=read_optional_table(path / "fits.csv", FIT_COLUMNS),
@@ -178,6 +200,14 @@ def read_work(path: str | os.PathLike) -> Work:
         ansatz=read_optional_table(path / "ansatz.csv", ANSATZ_COLUMNS),
         filters=_read_filters(path, rows),
     )
+
+
+def _read_donors(path: Path, own: int) -> dict[int, Row]:
+    """By seed, what is known of each donor: that of the experiment's own seed, which comes first, and further ones."""
+    further = path / "donors"
+    seeds = [int(folder.name) for folder in further.iterdir() if folder.name.isdigit()] if further.is_dir() else []
+    files = {own: path / "donor.json", **{seed: further / str(seed) / "donor.json" for seed in sorted(seeds)}}
+    return {seed: read_json(file) for seed, file in files.items() if file.exists()}
 
 
 def read_environments(path: Path, results: Sequence[Row]) -> list[Row]:
