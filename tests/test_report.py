@@ -84,10 +84,11 @@ def curve(row):
     return "\n".join(json.dumps(line) for line in lines) + "\n"
 
 
-def write_minimal(path, rows):
+def write_minimal(path, rows, variance="moderated"):
     files.write_rows(path / "results.csv", rows)
     question = "Does <b>any</b> start from a donor's feature matrices help?"
     config = {"question": question, "seed": 0, "model": {"name": "small_cnn", "features": [32, 64, 128, 128]}}
+    config["statistics"] = {"variance": variance, "margin": 1.0}
     environment = {"agop_jax": "0.1.0", "jax": "0.10.2", "device": "2 x <cpu>", "date": "2025-01-01 12:00:00 +0000"}
     files.atomic_write_text(path / "config.json", json.dumps(config))
     files.atomic_write_text(path / "environment.json", json.dumps(environment))
@@ -139,7 +140,7 @@ def finished(tmp_path_factory):
     """20 inits and one that diverges, 3 seeds, everything there: (directory, table)."""
     path = tmp_path_factory.mktemp("work")
     rows = grid([*ACCURACY, DIVERGING])
-    write_minimal(path, rows)
+    write_minimal(path, rows, "own")  # whose numbers a textbook gives
     write_optional(path, rows)
     return path, write_report(path, DESCRIPTIONS, 0.2)
 
@@ -311,7 +312,7 @@ def damage(path, old, new):
     [
         ("results.csv", "2000", "two", ["line 2", "train_size", "'two'"]),
         ("results.csv", "test_accuracy", "accuracy", ["missing: test_accuracy"]),
-        ("results.csv", ",0\n", "\n", ["line 2", "cells"]),
+        ("results.csv", ",0.4\n", "\n", ["line 2", "cells"]),
         ("results.csv", "nfm,1", "nfm,0", ["nfm_n2000_w1_s0", "twice"]),
         ("config.json", "{", "", ["JSON"]),
     ],
@@ -470,3 +471,59 @@ def test_filters_of_another_kind_are_named_without_advice_to_load_them(tmp_path)
     with pytest.raises(UserError, match="it holds Python objects, which are never loaded") as error:
         write_report(tmp_path, DESCRIPTIONS)
     assert "allow_pickle" not in str(error.value)
+
+
+def test_probe_and_cosine_are_in_the_table_and_the_summary(finished, page):
+    row = read_summary(finished[0])["copy", 2000, 1.0]
+    assert (float(row["probe_accuracy"]), float(row["nearest_cosine"])) == (0.3, 1.0)
+    assert "probe before training" in page
+    assert '<td class="number">1.00</td>' in page
+
+
+def test_results_of_an_older_version_are_read(tmp_path):
+    """Without the columns that came later: one donor, no probe."""
+    old = [name for name in tables.RESULT_COLUMNS if name not in tables.LATER_COLUMNS]
+    rows = [{name: row[name] for name in old} for row in grid(["kaiming_normal", "nfm"])]
+    write_minimal(tmp_path, rows)
+    write_report(tmp_path, DESCRIPTIONS)
+    assert read_summary(tmp_path)["nfm", 2000, 1.0]["probe_accuracy"] == ""
+    assert {row["donor"] for row in tables.read_results(tmp_path / "results.csv")} == {0}
+    assert {row["donor"] for row in tables.read_optional_results(tmp_path / "results.csv", 7)} == {7}
+
+
+def donors_grid(gains, donors=2, seeds=4):
+    """Recipients of several donors; `gains` by init are those of each donor over He."""
+    rows = []
+    for donor in range(donors):
+        for init, values in {"kaiming_normal": [0.0] * donors, **gains}.items():
+            for seed in range(1000 * donor, 1000 * donor + seeds):
+                own = 0.44 + values[donor] + 0.002 * math.sin(3 * seed + len(init))
+                rows.append(recipient(init, seed) | {"donor": donor, "test_accuracy": own})
+    return rows
+
+
+def test_page_of_several_donors(tmp_path):
+    write_minimal(tmp_path, donors_grid({"copy": [0.1, 0.2], "nfm": [0.05, 0.05], "lsuv": [0.0, 0.0]}))
+    for path, accuracy in ((tmp_path, 0.4), (tmp_path / "donors" / "1", 0.5)):
+        files.atomic_write_text(path / "donor.json", json.dumps({"test_accuracy": accuracy}))
+    write_report(tmp_path, DESCRIPTIONS, donor_free={"kaiming_normal", "lsuv"})
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    words = " ".join(" ".join(Tags(page).text).split())
+    assert "40.0 % (donor 0), 50.0 % (donor 1)" in words
+    assert "Two donors leave one degree of freedom" in words
+    assert "uses no donor" in words
+    row = read_summary(tmp_path)["copy", 2000, 1.0]
+    assert (row["donors"], row["general_verdict"]) == ("2", "no difference seen")
+    assert float(row["donor_deviation"]) == pytest.approx(0.1 / math.sqrt(2), rel=0.02)
+    assert float(row["he_difference"]) == pytest.approx(0.15, abs=0.002)
+    assert row["he_verdict"] == "better"
+
+
+def test_what_is_within_the_margin_is_said_to_be(tmp_path):
+    rows = [recipient(init, seed) for init in ("kaiming_normal", "nfm") for seed in range(5)]
+    for row in rows:
+        row["test_accuracy"] = 0.5 + 0.01 * row["seed"] + (0.0004 * (row["seed"] - 2) if row["init"] == "nfm" else 0)
+    write_minimal(tmp_path, rows)
+    write_report(tmp_path, DESCRIPTIONS)
+    assert read_summary(tmp_path)["nfm", 2000, 1.0]["he_equivalence"] == "equivalent"
+    assert "Equivalent to He, within 1 point either way" in (tmp_path / "report.html").read_text(encoding="utf-8")
