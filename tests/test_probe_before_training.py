@@ -1,5 +1,6 @@
 """The linear probe against normal equations, last features against captured activations, and how new filters are."""
 
+import json
 import math
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ from agop_jax.analysis.novelty import nearest_cosine
 from agop_jax.analysis.probe import PENALTIES, last_features, linear_probe, ridge
 from agop_jax.core.files import write_rows
 from agop_jax.core.networks import open_network
-from agop_jax.experiments import donors
+from agop_jax.experiments import donors, recipients
 from agop_jax.experiments.config import experiment_config
 from agop_jax.experiments.settings import Config
 from agop_jax.experiments.sweep import Sweep
@@ -153,8 +154,11 @@ def test_further_donors_add_recipients_and_change_none(make_sweep):
         (3, 4000),
         (3, 4001),
     ]
-    copies = {row["donor"]: row for row in rows if row["init"] == "copy"}
-    assert copies[0]["probe_accuracy"] != copies[3]["probe_accuracy"]  # each is of its own donor
+    for donor, seed in ((0, 0), (3, 4000)):  # each is of its own donor
+        start = recipients.start(two.comparisons[donor], two.cells[1], seed, two.places[0].trainers[1.0])
+        kernel = start.variables["params"]["Conv_1"]["kernel"]
+        same = [np.array_equal(kernel, two.comparisons[d].donors["trained"].features["Conv_1"].kernel) for d in (0, 3)]
+        assert same == [donor == 0, donor == 3]
     for row in rows:
         assert (
             row["nearest_cosine"] == pytest.approx(1, abs=1e-5)
@@ -195,7 +199,7 @@ def test_a_directory_of_an_older_version_goes_on(make_sweep):
     earlier = {name: fields[name] for name in fields if name != "statistics"}
     earlier["donor"] = {k: v for k, v in fields["donor"].items() if k != "seeds"}
     earlier["train"] = {k: v for k, v in fields["train"].items() if k != "evaluation_share"}
-    claim(path, earlier, {})
+    (path / "config.json").write_text(json.dumps(earlier))
     claim(path, fields, {})  # is no other config
     again = make_sweep((0, 3), path, inits=("kaiming_normal",), seeds=2)
     again.run()
