@@ -2,6 +2,8 @@
 
 from agop_jax.analysis.ansatz import ansatz_report
 from agop_jax.analysis.evolution import FeatureEvolution, effective_rank
+from agop_jax.analysis.novelty import nearest_cosine
+from agop_jax.analysis.probe import Probe, linear_probe
 from agop_jax.analysis.theory import DeepLinear, Fact, balanced_start, descend, fact, squared
 from agop_jax.analysis.transforms import eigenvector_patches, feature_maps, image_transforms
 
@@ -9,6 +11,7 @@ __all__ = [
     "DeepLinear",
     "Fact",
     "FeatureEvolution",
+    "Probe",
     "ansatz_report",
     "balanced_start",
     "descend",
@@ -17,5 +20,7 @@ __all__ = [
     "fact",
     "feature_maps",
     "image_transforms",
+    "linear_probe",
+    "nearest_cosine",
     "squared",
 ]
