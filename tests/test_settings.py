@@ -85,7 +85,7 @@ def test_fields_of_the_chosen_model_on_the_command_line():
     [
         (["model.widht=0.5"], ["'widht'", "Did you mean 'width'", "features", "patch_size"]),
         (["model.name=lenet5", "model.depth=3"], ["field of model 'lenet5'", "'depth'"]),
-        (["train.stepz=3"], ["'stepz'", "Did you mean 'steps'", "batch_size, momentum"]),
+        (["train.stepz=3"], ["'stepz'", "Did you mean 'steps'", "batch_size, evaluation_share, momentum"]),
         (["recipients.init=nfm"], ["'init'", "Did you mean 'inits'"]),
         (["donor.train.rate=1"], ["'rate'", "weight_decay"]),
     ],

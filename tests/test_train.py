@@ -207,8 +207,8 @@ def test_adamw_is_the_loop_written_out(pictures):
 @pytest.mark.parametrize(("steps", "batch_size", "share"), [(50, 64, 0.1), (250, 64, 0.1), (7, 8, 0.5)])
 def test_evaluations_on_the_way_cost_at_most_their_share(steps, batch_size, share):
     settings = Settings(steps=steps, batch_size=batch_size, evaluation_share=share)
-    assert (len(due(steps)) - 1) * settings.curve_images <= share * 3 * steps * batch_size
-    assert settings.curve_images == int(share * 3 * steps * batch_size / (len(due(steps)) - 1))
+    assert len(due(steps)) * settings.curve_images <= share * 3 * steps * batch_size
+    assert settings.curve_images == int(share * 3 * steps * batch_size / len(due(steps)))
 
 
 def test_evaluations_on_the_way_use_a_fixed_part_of_every_class(pictures, monkeypatch):

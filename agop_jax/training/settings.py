@@ -63,10 +63,9 @@ class Settings:
 
     @property
     def curve_images(self) -> int:
-        """Validation images of one evaluation on the way, at least 1, where the set has as many."""
-        evaluations = len(due(self.steps)) - 1  # the last is the one on all images
+        """Validation images of one point of a curve, at least 1, where the set has as many."""
         forward = STEP_COST * self.steps * self.batch_size
-        return max(1, int(self.evaluation_share * forward / max(1, evaluations)))
+        return max(1, int(self.evaluation_share * forward / len(due(self.steps))))
 
 
 def due(steps: int) -> list[int]:
