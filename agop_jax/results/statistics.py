@@ -4,7 +4,7 @@ A pair is two recipients of one seed, training-set size and width; only differen
 what a seed does to both cancels. Intervals are Student's t: they take differences to be roughly normal over seeds,
 which a recipient that diverges now and then breaks. Each difference has its own standard deviation, since
 initialisations differ in theirs; by default it is moderated by those of the other rows (`moderation.py`), which with 5
-seeds and 20 rows makes intervals 0.64 times as wide.
+seeds and 20 rows of one spread makes intervals 0.65 times as wide.
 
 Many comparisons: Bonferroni (Dunn 1961, Journal of the American Statistical Association 56, 52). Of m comparisons each
 interval is taken at 1 - (1 - confidence) / m and each p-value times m, whatever their dependence (all share a
