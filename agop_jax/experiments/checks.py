@@ -19,7 +19,8 @@ from agop_jax.experiments.settings import Config
 from agop_jax.features.grams import output_function
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.matrix import FeatureMatrix
-from agop_jax.initializers.registry import Method, get_method
+from agop_jax.initializers.methods import Method
+from agop_jax.initializers.registry import get_method
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from agop_jax.experiments.settings import Config
 from agop_jax.experiments.sweep_tables import Cell
 from agop_jax.experiments.workdir import CHECKPOINTS
 from agop_jax.features.taps import tap
-from agop_jax.initializers.coupling import Donor
 from agop_jax.initializers.model import Initialization, initialization
+from agop_jax.initializers.passes import Donor
 from agop_jax.initializers.registry import get_method
 from agop_jax.training.device_data import on_devices
 from agop_jax.training.loop import Run, Trainer, accuracy_at

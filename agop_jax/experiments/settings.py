@@ -85,7 +85,7 @@ class DonorConfig(Section):
         require_numbers("donor", self, ("resize",), 0)
         require("donor.learning_rate", self.learning_rate, _is_rate(self.learning_rate), "a number above 0")
         method = get_method(self.init)
-        alone = not (method.needs_donor or method.lsuv or method.needs_network)
+        alone = not (method.needs_donor or method.needs_examples or method.needs_network)
         require("donor.init", self.init, alone, "an init that needs neither a donor nor images")
 
 

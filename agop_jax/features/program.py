@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import jax
 import numpy as np
 from jax.extend import core
 
@@ -233,6 +232,7 @@ class Piece:
         return evaluation.call(step.eqn, operands, {}, f"{step.place}/")[1]
 
     def evaluate(self, own: Sequence[Array]) -> Values:
+        """All values from those that come from outside."""
         values: Values = dict(zip(self.reads, own, strict=True))
         for step in self.steps:
             operands = [_value(read, values) for read in step.reads]

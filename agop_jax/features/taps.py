@@ -75,11 +75,11 @@ class Tapped:
     def _some_kernels(self, layers: Iterable[str], params: Any, others: Any) -> dict[str, Array]:
         places = {layer: self.layers[layer][0] for layer in layers}
         pieces = {place: self.program.kernel(place) for place in places.values()}
-        leaves = dict(enumerate(map(jnp.asarray, jax.tree.leaves((params, others))))) | self.program.constants
+        leaves = dict(enumerate(jax.tree.leaves((params, others)))) | self.program.constants
         every = {} if all(pieces.values()) else self.operands(params, others)
         for place, piece in pieces.items():
             if piece is not None:
-                every[place] = piece.evaluate([leaves[number] for number in piece.reads])[piece.results[0]]
+                every[place] = piece.evaluate([jnp.asarray(leaves[number]) for number in piece.reads])[piece.results[0]]
         return {layer: self._kernel(place, every[place]) for layer, place in places.items()}
 
     def biases(self, params: Any, kernels: Mapping[str, Array]) -> dict[str, Array | None]:

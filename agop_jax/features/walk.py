@@ -68,6 +68,21 @@ class Walk:
         made = piece(self._arguments(piece, variables))
         return {number: made[number] if number in made else self.values[number] for number in program.alive[cut]}
 
+    def reader(self, layer: str, channels: int) -> str | None:
+        """The next layer, if its input has exactly the channels of this one, before which the walk stands."""
+        program, tapped = self.tapped.program, self.tapped
+        if self.cut + 1 == len(program.cuts):
+            return None
+        place = program.steps[program.cuts[self.cut + 1]].place
+        known = place in tapped.sites and tapped.dataflow.channels[place] == ((self.place(layer), channels),)
+        return tapped.sites[place].layer if known and self.place(tapped.sites[place].layer) == place else None
+
+    def next_channels(self, variables: tuple[Any, Any]) -> Any:
+        """The input of the layer that comes next, channels last, with these parameters."""
+        step = self.tapped.program.steps[self.tapped.program.cuts[self.cut + 1]]
+        site = self.tapped.sites[step.place]
+        return site.channel_rows(self.ahead(variables)[step.reads[1 - site.place]])
+
     def measure(self, layer: str, measure: Measure, variables: tuple[Any, Any], *further: Any) -> Any:
         """`measure(site, record, *further)` of the first product of a layer, before which the walk stands."""
         place, site, piece = self.place(layer), self.tapped.first(layer), self.tapped.program.at(self.cut)
