@@ -12,7 +12,7 @@ from agop_jax.core.networks import open_network
 from agop_jax.features.taps import tap
 from agop_jax.initializers import coupling
 from agop_jax.initializers.model import initialization
-from agop_jax.initializers.passes import Passes, channels
+from agop_jax.initializers.passes import Passes
 from agop_jax.initializers.sources import mixing
 from agop_jax.initializers.streams import residual_streams
 from agop_jax.models import own_variables
@@ -167,7 +167,9 @@ def test_fit_is_the_least_squares_solution(intercept, chain, images):
     passes = Passes(network, images, donor_network, donor.inputs)
     variables = network.params, network.others
     passes.reach("Conv_1", variables)
-    parts = passes.measure("Conv_1", coupling.moments, variables, passes.donor("Conv_1", channels))
+    passes.reach_donor("Conv_1")
+    sides = zip(passes.walks, passes.donors, strict=True)
+    parts = [coupling.moments(walk.channels(), other.channels(), "Conv_1", 1) for walk, other in sides]
     fit = coupling.fit_basis(passes.of_chunks(parts, False), passes.of_chunks(parts, True), "ridge", intercept)
     inputs = []
     for variables in (recipient, donor.variables):

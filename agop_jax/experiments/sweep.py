@@ -49,8 +49,11 @@ class Sweep:
         self.cells = sweep_cells(config.recipients, len(dataset.train.labels))
         self.tables = SweepTables(workdir, self.cells, environment)
         self.places = make_places(config, dataset)
-        for cell in self.cells:  # what shapes do not tell, before the first minute is spent
-            recipients.start(self.comparison, cell, 0, self.places[0].trainers[cell.width])
+        # what shapes do not tell, before the first minute is spent
+        todo = [cell for cell in self.cells if self._missing_seeds(cell)]
+        for cell in tqdm(todo, "draw recipients", unit="init", leave=False, delay=2, disable=not hosts.is_first()):
+            seed = self._missing_seeds(cell)[0]
+            recipients.start(self.comparison, cell, seed, self.places[0].trainers[cell.width])
 
     def run(self) -> None:
         """Trains every recipient that `results.csv` lacks; a row is written as soon as it is known."""
@@ -81,6 +84,7 @@ class Sweep:
             trained = again or self._train(cell, rate, seed, place, bar)
             self._keep(cell, seed, trained)
             self.tables.add_result(recipients.result(self.comparison, cell, rate, seed, trained, place))
+            recipients.forget(self.comparison, cell, seed)
 
     def _train(self, cell: Cell, rate: float, seed: int, place: Place, bar: tqdm) -> Trained:
         trainer, shown = place.trainers[cell.width], 0

@@ -20,7 +20,7 @@ from agop_jax.experiments.environments import record_environment
 from agop_jax.training.resumable import remove_checkpoints
 
 CONFIG, DATA, LOCK = "config.json", "data.json", ".lock"
-DONOR, FEATURES, CHECKPOINTS = "donor", "features", "checkpoints"
+DONOR, FEATURES, CHECKPOINTS, DRAWS = "donor", "features", "checkpoints", "draws"
 RESULTS, RATES, FITS, SPECTRA = "results.csv", "learning_rates.csv", "fits.csv", "spectra.csv"
 ANSATZ, GALLERY = "ansatz.csv", "gallery.json"
 
@@ -105,10 +105,15 @@ def claim(workdir: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> 
 
 
 def _claim(workdir: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    if _changed_config(workdir, config) + _changed_data(workdir, data):  # checkpoints of runs that are no more
+    if _changed_config(workdir, config) + _changed_data(
+        workdir, data
+    ):  # checkpoints and draws of runs that are no more
         for run in (workdir / CHECKPOINTS).glob("*"):
             if run.name == DONOR or re.fullmatch(rf"{leftovers.RECIPIENT}_lr[\d.e+-]+", run.name):
                 remove_checkpoints(run)
+        for draw in (workdir / DRAWS).glob("*.npz"):
+            if re.fullmatch(rf"{leftovers.RECIPIENT}\.npz", draw.name):
+                draw.unlink()
     for name, content in ((CONFIG, config), (DATA, data)):
         atomic_write_text(workdir / name, json.dumps(content, indent=1))
 

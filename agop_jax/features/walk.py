@@ -11,7 +11,9 @@ from typing import Any
 import jax
 
 from agop_jax.core.networks import Network
+from agop_jax.core.types import Array
 from agop_jax.features.program import Piece, Values
+from agop_jax.features.sites import Site
 from agop_jax.features.taps import Tapped, tap
 
 Measure = Callable[..., Any]  # (site, record, *further arrays) -> arrays; a function of a module, since it is a key
@@ -77,11 +79,24 @@ class Walk:
         known = place in tapped.sites and tapped.dataflow.channels[place] == ((self.place(layer), channels),)
         return tapped.sites[place].layer if known and self.place(tapped.sites[place].layer) == place else None
 
-    def next_channels(self, variables: tuple[Any, Any]) -> Any:
-        """The input of the layer that comes next, channels last, with these parameters."""
-        step = self.tapped.program.steps[self.tapped.program.cuts[self.cut + 1]]
+    def channels(self) -> Array:
+        """The input of the layer, no scan, before which the walk stands, channels last."""
+        return self._channels(self.cut, self.values)
+
+    def next_channels(self, variables: tuple[Any, Any]) -> Array:
+        """The same of the layer that comes next, with these parameters."""
+        return self._channels(self.cut + 1, self.ahead(variables))
+
+    def _channels(self, cut: int, values: Values) -> Array:
+        step = self.tapped.program.steps[self.tapped.program.cuts[cut]]
         site = self.tapped.sites[step.place]
-        return site.channel_rows(self.ahead(variables)[step.reads[1 - site.place]])
+        return site.channel_rows(values[step.reads[1 - site.place]])
+
+    def shape_of(self, function: Callable[[Site, Array], Any]) -> Any:
+        """Shapes of a function of that input as it is, which is not computed."""
+        step = self.tapped.program.steps[self.tapped.program.cuts[self.cut]]
+        site = self.tapped.sites[step.place]
+        return jax.eval_shape(lambda inputs: function(site, inputs), self.values[step.reads[1 - site.place]])
 
     def measure(self, layer: str, measure: Measure, variables: tuple[Any, Any], *further: Any) -> Any:
         """`measure(site, record, *further)` of the first product of a layer, before which the walk stands."""

@@ -20,7 +20,7 @@ import numpy as np
 from agop_jax.core.errors import UserError
 from agop_jax.core.types import Array
 from agop_jax.features.layer import LayerFeatures
-from agop_jax.initializers.passes import Passes, channels, outputs
+from agop_jax.initializers.passes import Passes, outputs
 from agop_jax.initializers.selection import ROWS, pursuit
 from agop_jax.initializers.state import State
 
@@ -59,7 +59,8 @@ def _next_inputs(
     parts = [_some(passes, [walk.next_channels(state.variables) for walk in passes.walks], filters) for state in states]
     if sum(map(len, parts[0])) < len(states) * filters:
         return None
-    targets = _some(passes, passes.donor(reader, channels), donor.kernel.shape[-1])
+    passes.reach_donor(reader)
+    targets = _some(passes, [walk.channels() for walk in passes.donors], donor.kernel.shape[-1])
     if [len(part) for part in targets] != [len(part) for part in parts[0]]:
         raise UserError(f"layer {reader!r}: a selection needs a donor whose inputs have the recipient's positions")
     return [np.concatenate(chunk, axis=1) for chunk in zip(*parts, strict=True)], targets
@@ -74,7 +75,7 @@ def _rectified(
         products = passes.measure(path, outputs, state.variables)
         bias = state.bias(path)
         parts.append(_activated(_some(passes, products, products[0].shape[-1]), bias, normalised))
-    theirs = passes.donor(path, outputs)
+    theirs = passes.measure_donor(path, outputs)
     targets = _activated(_some(passes, theirs, theirs[0].shape[-1]), donor.bias, normalised)
     return [np.concatenate(chunk, axis=1) for chunk in zip(*parts, strict=True)], targets
 

@@ -37,10 +37,8 @@ import numpy as np
 from agop_jax.core.errors import UserError
 from agop_jax.core.types import Array, Float, PRNGKey
 from agop_jax.features.decompositions import thin_svd
-from agop_jax.features.evaluation import Record
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.matrix import HIGHEST, FeatureMatrix
-from agop_jax.features.sites import Site
 from agop_jax.initializers.methods import Method
 from agop_jax.initializers.sources import mixing, require_life
 
@@ -97,18 +95,27 @@ class Mixture(NamedTuple):
         return filters.reshape(len(filters), -1), bias.reshape(-1)
 
 
-def moments(site: Site, record: Record, theirs: Array) -> Moments:
-    """Of one chunk; `theirs`: the donor's input with its channels last."""
-    ours = site.channel_rows(record.inputs)
+def moments(ours: Array, theirs: Array, layer: str, groups: int) -> Moments:
+    """Of one chunk, from the recipient's and the donor's input of a layer, channels last.
+
+    Raises:
+      UserError: inputs of other positions.
+    """
     if ours.shape[:-1] != theirs.shape[:-1]:
         raise UserError(
-            f"layer {site.layer!r}: a coupled recipient needs the donor's positions, its input has {ours.shape[:-1]}, "
+            f"layer {layer!r}: a coupled recipient needs the donor's positions, its input has {ours.shape[:-1]}, "
             f"the donor's {theirs.shape[:-1]}"
         )
-    ours, theirs = _grouped(ours, site.groups), _grouped(theirs, site.groups)
+    return _MOMENTS(_grouped(ours, groups), _grouped(theirs, groups))
+
+
+def _moments(ours: Array, theirs: Array) -> Moments:
     ours = jnp.concatenate([ours, jnp.ones((*ours.shape[:-1], 1), ours.dtype)], axis=-1)
     product = lambda a, b: jnp.einsum("pga,pgb->gab", a, b, precision=HIGHEST)
     return Moments(product(ours, ours), product(ours, theirs), (theirs**2).sum((0, 2)))
+
+
+_MOMENTS = jax.jit(_moments)
 
 
 def _grouped(rows: Array, groups: int) -> Array:

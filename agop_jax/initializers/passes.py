@@ -66,19 +66,24 @@ class Passes:
             for walk, *arguments in zip(self.walks, *further, strict=True)
         ]
 
-    def donor(self, layer: str, measure: Measure) -> list[Any]:
-        """The same of the donor, which then stands before this layer.
+    def reach_donor(self, layer: str) -> None:
+        """Goes on to a layer of the donor.
 
         Raises:
-          UserError: the donor has no such layer, or comes to it in another order.
+          UserError: the donor has no such layer, comes to it in another order, or has it in a scan.
         """
         known = self.donors[0].tapped.layers
         if layer not in known:
             raise UserError(f"layer {layer!r}: the donor has no such layer. It has: {', '.join(known)}.")
         if self.donors[0].cut > self.donors[0].cut_of(layer):
             raise UserError(f"layer {layer!r}: coupled methods need a donor that computes its layers in the same order")
+        require_one_matrix(layer, self.donors[0].tapped.first(layer))
         for walk in self.donors:
             walk.reach(layer, self._donor_variables)
+
+    def measure_donor(self, layer: str, measure: Measure) -> list[Any]:
+        """`measure` of the donor's layer."""
+        self.reach_donor(layer)
         return [walk.measure(layer, measure, self._donor_variables) for walk in self.donors]
 
     def of_chunks(self, parts: list[Any], held_out: bool) -> list[Any]:
@@ -104,11 +109,6 @@ def _chunks(places: np.ndarray, most: int) -> list[np.ndarray]:
         return []
     size = _size(len(places), most)
     return [places[start : start + size] for start in range(0, len(places), size)]
-
-
-def channels(site: Site, record: Record) -> Array:
-    """What a layer sees, channels last."""
-    return site.channel_rows(record.inputs)
 
 
 def outputs(site: Site, record: Record) -> Array:

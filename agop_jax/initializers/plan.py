@@ -32,17 +32,8 @@ class Plan:
     features: Mapping[str, LayerFeatures]
 
     def layer(self, path: str) -> LayerFeatures:
-        """The donor's.
-
-        Raises:
-          UserError: it has none of this name.
-        """
-        if path not in self.features:
-            known = ", ".join(self.features)
-            raise UserError(
-                f"layer {path!r}: the donor has no such layer. It has: {known}. Select others with layers=..."
-            )
-        return self.features[path]
+        """The donor's."""
+        return donor_layer(self.features, path)
 
     def columns(self, path: str, number: int) -> np.ndarray:
         """Of a layer's filters; those of one residual stream take the same channels."""
@@ -139,3 +130,15 @@ def _diagonal(matrix: FeatureMatrix) -> np.ndarray:
     values, vectors = np.asarray(matrix.values, np.float64), np.asarray(matrix.vectors, np.float64)
     floor = 0.0 if matrix.floor is None else np.asarray(matrix.floor, np.float64)[..., None]
     return (vectors**2 * values[..., None, :]).sum(-1) + floor
+
+
+def donor_layer(features: Mapping[str, LayerFeatures], path: str) -> LayerFeatures:
+    """The donor's features of a layer.
+
+    Raises:
+      UserError: it has none of this name.
+    """
+    if path not in features:
+        known = ", ".join(features)
+        raise UserError(f"layer {path!r}: the donor has no such layer. It has: {known}. Select others with layers=...")
+    return features[path]

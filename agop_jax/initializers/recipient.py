@@ -19,8 +19,8 @@ from agop_jax.initializers import coupling, scaling, whitening
 from agop_jax.initializers.candidates import keep
 from agop_jax.initializers.copies import Copy
 from agop_jax.initializers.methods import Method
-from agop_jax.initializers.passes import Passes, channels, require_one_matrix
-from agop_jax.initializers.plan import Plan
+from agop_jax.initializers.passes import Passes, require_one_matrix
+from agop_jax.initializers.plan import Plan, donor_layer
 from agop_jax.initializers.sources import KernelInit, Plain
 from agop_jax.initializers.state import State
 from agop_jax.initializers.streams import residual_streams
@@ -51,12 +51,13 @@ class Recipient:
     method: Method
     passes: Passes | None = None
     explained_variance: dict[str, float] = field(default_factory=dict)
-    _factors: dict[str, np.ndarray] = field(default_factory=dict)  # of the residual streams that were met
+    _factors: dict[Any, np.ndarray] = field(default_factory=dict)  # of the residual streams that were met
     _mixings: dict[Any, Array] = field(default_factory=dict)  # xi, likewise
 
     def __post_init__(self) -> None:
         self._tapped = self.state.tapped
-        self._plan = Plan(self.method.source, self._tapped, self.features)
+        source = self.method.source
+        self._plan = Plan(source, self._tapped, self.features) if isinstance(source, Copy) else None
         self._streams = residual_streams(self._tapped)
 
     def drawn(self) -> "Recipient":
@@ -97,21 +98,21 @@ class Recipient:
         else:
             init = self._of_donor(path, shape)
             self.state = self.state.having(path, _named(path, init, self._key(path), shape))
-        if isinstance(source, Copy) and not rest:
+        if self._plan and not rest:
             self.state = self._plan.with_channels(self.state, path)
 
     def _plain(self, path: str, source: Plain, shape: tuple[int, ...]) -> Array:
         return _named(path, _each(source.kernel_init(None), self._tapped.first(path).stacked), self._key(path), shape)
 
     def _of_donor(self, path: str, shape: tuple[int, ...]) -> KernelInit:
-        layer, source = self._plan.layer(path), self.method.source
-        if isinstance(source, Copy) and source.channels != "same" and math.prod(shape) != layer.kernel.size:
+        layer, source = donor_layer(self.features, path), self.method.source
+        if self._plan and source.channels != "same" and math.prod(shape) != layer.kernel.size:
             return source.kernel_init(layer, self._plan.rows(path, shape), self._plan.columns(path, shape[-1]))
         return source.kernel_init(layer)
 
     def _coupled(self, path: str, shape: tuple[int, ...]) -> tuple[Array, Array]:
         """Layers of one residual stream share their mixing; those of a Rainbow network do not."""
-        method, layer, stream = self.method, self._plan.layer(path), self._stream(path)
+        method, layer, stream = self.method, donor_layer(self.features, path), self._stream(path)
         fit = self._fit(path)
         own_key, mixing_key = (jax.random.split(self._key(name))[i] for i, name in enumerate((path, stream)))
         shuffle_key, basis_key = jax.random.split(own_key)
@@ -135,7 +136,9 @@ class Recipient:
         """The donor's input to a layer from the recipient's, with an intercept where something can hold it."""
         passes, site = self.passes, self._tapped.first(path)
         require_one_matrix(path, site)
-        parts = passes.measure(path, coupling.moments, self.state.variables, passes.donor(path, channels))
+        passes.reach_donor(path)
+        sides = zip(passes.walks, passes.donors, strict=True)
+        parts = [coupling.moments(walk.channels(), donor.channels(), path, site.groups) for walk, donor in sides]
         shifts = site.bias is not None or bool(self._tapped.companions(path))
         intercept = self.method.fit == "ridge" and shifts
         own = passes.of_chunks(parts, False), passes.of_chunks(parts, True)
@@ -154,14 +157,16 @@ class Recipient:
 
     def _scale(self, path: str) -> None:
         """Once, since a product is linear in its kernel; again where a kernel in a scan makes its own later inputs."""
-        stream, scanned = self._stream(path), self._tapped.first(path).depth > 0
-        if stream in self._factors:
-            self.state = self.state.times(path, self._factors[stream])
+        filters, scanned = self.state.kernel(path).shape[-1], self._tapped.first(path).depth > 0
+        # a stream whose channels are padded holds layers of several widths: one scale is that of all, one a channel not
+        shared = self._stream(path), filters if self.method.standardised else None
+        if shared in self._factors:
+            self.state = self.state.times(path, np.resize(self._factors[shared], filters))
         else:
-            self._factors[stream] = np.ones(())
+            self._factors[shared] = np.ones(())
             for _ in range(ROUNDS if scanned else 1):
                 factors = self._seek(path)
-                self._factors[stream] = self._factors[stream] * factors
+                self._factors[shared] = self._factors[shared] * factors
                 self.state = self.state.times(path, factors)
                 if (np.abs(factors - 1) <= TOLERANCE).all():
                     break

@@ -59,13 +59,13 @@ class Spectrum(NamedTuple):
     scale: float  # mean of all k eigenvalues
 
 
-def patches(site: Site, record: Record) -> Array:
+def patches(site: Site, inputs: Array) -> Array:
     """(matrices, positions, k): of each group or head; the same positions at every call."""
     if not site.is_convolution:
-        rows = site.patches(record.inputs)
+        rows = site.patches(inputs)
         return _some(rows.reshape(-1, *rows.shape[-2:]), ROWS)
     examples = site.params["dimension_numbers"].lhs_spec[0]
-    inputs = jnp.moveaxis(record.inputs, examples, 0)
+    inputs = jnp.moveaxis(inputs, examples, 0)
     each = max(1, ROWS // len(inputs))
 
     def one(example: Array) -> Array:
@@ -74,6 +74,11 @@ def patches(site: Site, record: Record) -> Array:
 
     found = jax.lax.map(one, inputs, batch_size=8)  # patches of all examples at once would fill the memory
     return jnp.moveaxis(found, 0, 1).reshape(found.shape[1], -1, found.shape[-1])
+
+
+def all_patches(site: Site, record: Record) -> Array:
+    """Of one chunk."""
+    return patches(site, record.inputs)
 
 
 def _some(rows: Array, number: int) -> Array:
@@ -86,7 +91,7 @@ def _some(rows: Array, number: int) -> Array:
 
 def moments(site: Site, record: Record) -> tuple[Array, Array, Array]:
     """Count, mean (matrices, k) and centred second moments (matrices, k, k) of the patches of one chunk."""
-    rows = patches(site, record)
+    rows = patches(site, record.inputs)
     mean = rows.mean(1)
     centred = rows - mean[:, None]
     second = jnp.einsum("gpa,gpb->gab", centred, centred, precision=jax.lax.Precision.HIGHEST)
@@ -124,11 +129,6 @@ def _spectrum_of_few(rows: np.ndarray) -> Spectrum:
     return Spectrum(mean, right.T, singular**2, float((singular**2).sum()) / rows.shape[1])
 
 
-def positions(site: Site, record: Record) -> Array:
-    """Number of patches of one chunk."""
-    return jnp.asarray(patches(site, record).shape[1])
-
-
 def layer(
     passes: Passes, path: str, variables: Any, site: Site, shape: tuple[int, ...], key: PRNGKey
 ) -> tuple[Array, Array]:
@@ -142,10 +142,10 @@ def layer(
       key: of random rotations.
     """
     number, size = shape[-1] // site.groups, math.prod(shape[site.stacked : -1])
-    if sum(map(int, passes.measure(path, positions, variables))) > size:
+    if sum(walk.shape_of(patches).shape[1] for walk in passes.walks) > size:
         found = spectra(passes.measure(path, moments, variables), min(size, math.ceil(number / 2)))
     else:
-        found = spectra_of_few(passes.measure(path, patches, variables))
+        found = spectra_of_few(passes.measure(path, all_patches, variables))
     keys = jax.random.split(key, len(found))
     pairs = [filters(spectrum, number, key) for spectrum, key in zip(found, keys, strict=True)]
     kernels, biases = zip(*pairs, strict=True)
