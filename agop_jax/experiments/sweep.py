@@ -85,6 +85,8 @@ class Sweep:
             self._keep(cell, seed, trained)
             self.tables.add_result(recipients.result(self.comparison, cell, rate, seed, trained, place))
             recipients.forget(self.comparison, cell, seed)
+        for _, seed in tuning.grid(self.comparison.config.recipients):  # some of which may be no recipient's
+            recipients.forget(self.comparison, cell, seed)
 
     def _train(self, cell: Cell, rate: float, seed: int, place: Place, bar: tqdm) -> Trained:
         trainer, shown = place.trainers[cell.width], 0

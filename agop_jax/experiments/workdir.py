@@ -105,9 +105,7 @@ def claim(workdir: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> 
 
 
 def _claim(workdir: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    if _changed_config(workdir, config) + _changed_data(
-        workdir, data
-    ):  # checkpoints and draws of runs that are no more
+    if _changed_config(workdir, config) + _changed_data(workdir, data):
         for run in (workdir / CHECKPOINTS).glob("*"):
             if run.name == DONOR or re.fullmatch(rf"{leftovers.RECIPIENT}_lr[\d.e+-]+", run.name):
                 remove_checkpoints(run)

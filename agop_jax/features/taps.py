@@ -113,6 +113,25 @@ class Tapped:
         Raises:
           UserError: a kernel that is computed from parameters, such as a normalised one, has no such way back.
         """
+        leaves, structure = jax.tree.flatten(params)
+        computed = {}
+        for layer, kernel in _like(kernels, lambda layer: self.kernel(layer, params, others)).items():
+            leaf = self._leaf(layer)
+            if leaf is None:
+                computed[layer] = kernel
+            else:
+                leaves[leaf] = jnp.asarray(kernel, leaves[leaf].dtype)
+        params = jax.tree.unflatten(structure, leaves)
+        return self._with_computed(params, others, computed) if computed else params
+
+    def _leaf(self, layer: str) -> int | None:
+        """The parameter that is this layer's kernel as it is; None if the kernel is made of it."""
+        place = self.layers[layer][0]
+        piece = self.program.kernel(place)
+        plain = piece is not None and piece.results[0] < len(self.paths) and self.sites[place].is_plain
+        return piece.results[0] if plain else None
+
+    def _with_computed(self, params: Any, others: Any, kernels: Mapping[str, Array]) -> Any:
         leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
         own = sorted(set().union(*(self.dataflow.kernels[self.layers[layer][0]] for layer in kernels)))
 
@@ -123,7 +142,7 @@ class Tapped:
             return self._some_kernels(kernels, jax.tree.unflatten(structure, whole), others)
 
         before, back = jax.vjp(used, [leaves[index] for index in own])
-        (new,), (covered,) = back(_like(kernels, before)), back(jax.tree.map(jnp.ones_like, before))
+        (new,), (covered,) = back(dict(kernels)), back(jax.tree.map(jnp.ones_like, before))
         for index, part, mask in zip(own, new, covered, strict=True):
             leaves[index] = jnp.where(mask != 0, part, leaves[index])
         _require_use(kernels, used([leaves[index] for index in own]))
@@ -151,11 +170,12 @@ class Tapped:
         return over_steps(self.sites[place], self.sites[place].kernel, operand)
 
 
-def _like(kernels: Mapping[str, Array], before: Mapping[str, Array]) -> dict[str, Array]:
+def _like(kernels: Mapping[str, Array], before: Callable[[str], Array]) -> dict[str, Array]:
+    own = {layer: before(layer) for layer in kernels}
     for layer, kernel in kernels.items():
-        if kernel.shape != before[layer].shape:
-            raise UserError(f"layer {layer!r}: needed a kernel of shape {before[layer].shape}, got {kernel.shape}")
-    return {layer: jnp.asarray(kernel, before[layer].dtype) for layer, kernel in kernels.items()}
+        if kernel.shape != own[layer].shape:
+            raise UserError(f"layer {layer!r}: needed a kernel of shape {own[layer].shape}, got {kernel.shape}")
+    return {layer: jnp.asarray(kernel, own[layer].dtype) for layer, kernel in kernels.items()}
 
 
 def _require_use(kernels: Mapping[str, Array], used: Mapping[str, Array]) -> None:

@@ -85,14 +85,15 @@ class Mixture(NamedTuple):
 
     def kernel(self, fit: Fit) -> tuple[Array, Array]:
         """(I (x) B) F xi and xi^T (sum_p F_p^T c + b) in the recipient's basis: (k', new), (new,), groups in a row."""
-        basis, intercept = (jnp.asarray(part, self.factor.dtype) for part in (fit.basis, fit.intercept))
-        groups, _, cin = basis.shape
-        parts = self.factor.reshape(groups, -1, cin, self.factor.shape[-1])
-        moved = jnp.einsum("gac,gpcf->gpaf", basis, parts, precision=HIGHEST)
-        filters = jnp.einsum("gkf,gfn->kgn", moved.reshape(groups, -1, moved.shape[-1]), self.xi, precision=HIGHEST)
-        shift = jnp.einsum("gpcf,gc->gf", parts, intercept, precision=HIGHEST) + self.bias
-        bias = jnp.einsum("gf,gfn->gn", shift, self.xi, precision=HIGHEST)
-        return filters.reshape(len(filters), -1), bias.reshape(-1)
+        factor, shift, xi = (np.asarray(part, np.float64) for part in self)
+        groups, _, cin = fit.basis.shape
+        parts = factor.reshape(groups, -1, cin, factor.shape[-1])
+        moved = np.einsum("gac,gpcf->gpaf", fit.basis, parts, optimize=True).reshape(groups, -1, factor.shape[-1])
+        filters = np.moveaxis(moved @ xi, 0, 1)
+        shift = shift + np.einsum("gpcf,gc->gf", parts, fit.intercept)
+        bias = np.einsum("gf,gfn->gn", shift, xi)
+        single = lambda array: jnp.asarray(array, self.factor.dtype)
+        return single(filters.reshape(len(filters), -1)), single(bias.reshape(-1))
 
 
 def moments(ours: Array, theirs: Array, layer: str, groups: int) -> Moments:
