@@ -98,7 +98,7 @@ def moments(site: Site, record: Record) -> tuple[Array, Array, Array]:
     return jnp.full((), rows.shape[1], rows.dtype), mean, second
 
 
-def spectra(parts: Sequence[Sequence[Array]], number: int) -> list[Spectrum]:
+def spectra(parts: Sequence[tuple[Any, Any, Any]], number: int) -> list[Spectrum]:
     """Of each matrix, from the moments of all chunks: the `number` leading eigenvectors."""
     counts, means, seconds = (np.asarray(part, np.float64) for part in map(np.stack, zip(*parts, strict=True)))
     weights = counts / counts.sum()
@@ -117,7 +117,7 @@ def _spectrum(mean: np.ndarray, covariance: np.ndarray, number: int) -> Spectrum
     return Spectrum(mean, vectors[:, ::-1], values[::-1], float(np.trace(covariance)) / k)
 
 
-def spectra_of_few(parts: Sequence[Array]) -> list[Spectrum]:
+def spectra_of_few(parts: Sequence[Any]) -> list[Spectrum]:
     """The same from the patches themselves, where there are fewer than k: from their singular values."""
     return [_spectrum_of_few(rows) for rows in np.concatenate(jax.device_get(list(parts)), axis=1).astype(np.float64)]
 
