@@ -80,7 +80,8 @@ def products(model, variables, images, training=True):
     records = tapped.records((network.params, network.others), images)
     biases = tapped.biases(network.params, tapped.kernels(network.params, network.others))
     rows = {path: tapped.first(path).outputs_channels_last(records[tapped.layers[path][0]].outputs) for path in biases}
-    return {path: np.asarray(row + (0 if biases[path] is None else biases[path])) for path, row in rows.items()}
+    shift = lambda bias: 0 if bias is None else np.asarray(bias)
+    return {path: np.asarray(row) + shift(biases[path]) for path, row in rows.items()}
 
 
 def test_whitening_of_two_variables_by_hand():

@@ -40,7 +40,7 @@ def kept(path: Path, fresh: Any, draw: Callable[[], Initialization]) -> Initiali
 def _write(path: Path, drawn: Initialization) -> None:
     leaves = {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(drawn.variables))}
     buffer = io.BytesIO()
-    np.savez(buffer, **{FITS: np.array(json.dumps(drawn.explained_variance))}, **leaves)
+    np.savez(buffer, allow_pickle=False, **leaves, **{FITS: np.array(json.dumps(drawn.explained_variance))})
     files.atomic_write_bytes(path, buffer.getvalue())
 
 

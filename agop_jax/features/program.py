@@ -1,9 +1,9 @@
 """A network's computation as a flat list of steps, cut before each product with a kernel.
 
-Jitted functions, rematerialised blocks and custom derivatives that hold a product are inlined, so that every product is
-a step of the list; a scan that holds products is one step. Values that depend on no input, such as kernels, are
-computed where they are needed, from the parameters of that moment: that is what lets a network be evaluated once while
-its layers are drawn one after another (`walk.py`).
+Jitted functions, rematerialised blocks and custom derivatives are inlined, so that every product is a step of the list,
+and steps can be compared by their parameters. A scan that holds products is one step. Values that depend on no input,
+such as kernels, are computed where they are needed, from the parameters of that moment: that is what lets a network be
+evaluated once while its layers are drawn one after another (`walk.py`).
 
 A piece of the list is compiled as a function of what it reads. Pieces of one structure, such as the blocks of a
 residual network, are compiled once.
@@ -19,7 +19,7 @@ from jax.extend import core
 
 from agop_jax.core.compilation import jit
 from agop_jax.core.types import Array
-from agop_jax.features.dataflow import body_of
+from agop_jax.features.dataflow import CALLS, body_of
 from agop_jax.features.evaluation import Evaluation, Record, bind, constant, record
 
 Values = dict[int, Any]
@@ -78,7 +78,7 @@ class Program:
         read = lambda var: var if isinstance(var, core.Literal) else known[var]
         for index, eqn in enumerate(jaxpr.eqns):
             place, reads = f"{scope}{index}", tuple(read(var) for var in eqn.invars)
-            if place in self.evaluation.scopes and eqn.primitive.name != "scan":
+            if eqn.primitive.name in CALLS:
                 body = body_of(eqn)
                 writes = self._inline(body.jaxpr, body.consts, reads, f"{place}/")
             else:
@@ -155,7 +155,7 @@ class Program:
         return self._pieces[cut]
 
     def at(self, cut: int) -> "Piece":
-        """What the step at a cut reads."""
+        """What the step at a cut reads, for measuring that step."""
         step = self.steps[self.cuts[cut]]
         return replace(self._piece(0, 0, step.numbers), measured=step)
 
@@ -223,9 +223,9 @@ class Piece:
             compiled[key] = jit(lambda own, *further: function(self.evaluate(own), *further))
         return lambda values, *further: compiled[key]([values[number] for number in self.reads], *further)
 
-    def records(self, values: Values) -> dict[str, Record]:
-        """What the products of the measured step see and do, from the values of the piece: {place: Record}."""
-        step, evaluation = self.measured, self.program.evaluation
+    def records(self, step: Step, values: Values) -> dict[str, Record]:
+        """What the products of a measured step see and do, from the values of the piece: {place: Record}."""
+        evaluation = self.program.evaluation
         operands = [_value(read, values) for read in step.reads]
         if step.place in evaluation.sites:
             return {step.place: record(evaluation.sites[step.place], operands, bind(step.eqn, operands)[0])}

@@ -128,8 +128,9 @@ class Tapped:
         """The parameter that is this layer's kernel as it is; None if the kernel is made of it."""
         place = self.layers[layer][0]
         piece = self.program.kernel(place)
-        plain = piece is not None and piece.results[0] < len(self.paths) and self.sites[place].is_plain
-        return piece.results[0] if plain else None
+        if piece is None or piece.results[0] >= len(self.paths) or not self.sites[place].is_plain:
+            return None
+        return piece.results[0]
 
     def _with_computed(self, params: Any, others: Any, kernels: Mapping[str, Array]) -> Any:
         leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
@@ -153,6 +154,8 @@ class Tapped:
         leaves, structure = jax.tree.flatten(params)
         for layer, bias in biases.items():
             index = self.first(layer).bias
+            if index is None:
+                raise ValueError(f"layer {layer!r} has no bias")
             leaves[index] = jnp.asarray(bias).reshape(leaves[index].shape).astype(leaves[index].dtype)
         return jax.tree.unflatten(structure, leaves)
 
@@ -233,7 +236,8 @@ def _tap(network: Network, inputs: Any) -> Tapped:
         known = map(jnp.asarray, jax.tree.leaves((params, others)))
         return evaluation([*known, *unknown], {})[1]
 
-    program = Program(evaluation, tuple(len(jax.tree.leaves(part)) for part in shapes))
+    params, others, inputs = (len(jax.tree.leaves(part)) for part in shapes)
+    program = Program(evaluation, (params, others, inputs))
     return Tapped(apply, operands, program, sites, dataflow, network.paths, network.other_paths)
 
 

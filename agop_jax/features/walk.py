@@ -100,10 +100,11 @@ class Walk:
 
     def measure(self, layer: str, measure: Measure, variables: tuple[Any, Any], *further: Any) -> Any:
         """`measure(site, record, *further)` of the first product of a layer, before which the walk stands."""
-        place, site, piece = self.place(layer), self.tapped.first(layer), self.tapped.program.at(self.cut)
-        function = lambda values, *further: measure(site, piece.records(values)[place], *further)
+        place, site, program = self.place(layer), self.tapped.first(layer), self.tapped.program
+        piece, step = program.at(self.cut), program.steps[program.cuts[self.cut]]
+        function = lambda values, *further: measure(site, piece.records(step, values)[place], *further)
         # what else a site says follows from its equation, which is part of the piece's structure
-        key = measure, place.removeprefix(piece.measured.place), site.unflattened, site.stack
+        key = measure, place.removeprefix(step.place), site.unflattened, site.stack
         with jax.default_matmul_precision("highest"):
             return piece.compiled(key, function)(self._arguments(piece, variables), *further)
 

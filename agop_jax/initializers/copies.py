@@ -118,7 +118,7 @@ class Copy:
         if self.channels == "dct":
             # a sum over channels of equal values stays what it was
             scaled = [part * (part.shape[1] / part.shape[0]) for part in parts]
-            return np.kron(np.eye(times), scipy.linalg.block_diag(*scaled))
+            return np.kron(np.eye(times), np.asarray(scipy.linalg.block_diag(*scaled)))
         starts = np.cumsum([0, *sizes[:-1]])
         channels = np.concatenate([start + part for start, part in zip(starts, parts, strict=True)])
         return (np.arange(times)[:, None] * sum(sizes) + channels).ravel()
@@ -142,6 +142,6 @@ def _transformed(rows: np.ndarray, matrix: Array, columns: np.ndarray) -> Array:
 def transform(donor: int, recipient: int) -> np.ndarray:
     """(recipient, donor): channels from the lowest frequencies of the donor's; channels of equal values stay equal."""
     low = min(donor, recipient)
-    cosines = scipy.fft.dct(np.eye(donor), axis=0, norm="ortho")[:low]
-    back = scipy.fft.idct(np.eye(recipient), axis=0, norm="ortho")[:, :low]
+    cosines = np.asarray(scipy.fft.dct(np.eye(donor), axis=0, norm="ortho"))[:low]
+    back = np.asarray(scipy.fft.idct(np.eye(recipient), axis=0, norm="ortho"))[:, :low]
     return math.sqrt(recipient / donor) * back @ cosines

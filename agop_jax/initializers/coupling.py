@@ -28,7 +28,7 @@ The evidence is that of a regression of the donor's activations: partly a noisy 
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +49,9 @@ POOR_FIT = 0.2  # explained variance below which a coupled layer is hardly bette
 class Moments(NamedTuple):
     """Sums over examples and positions; the recipient's inputs end with a channel of ones, for the intercept."""
 
-    power: Float[Array, "group cin2 cin2"]  # recipient's input, second moments
-    cross: Float[Array, "group cin2 cin"]  # recipient's input times donor's
-    donor_square: Float[Array, "group"]
+    power: Any  # (group, cin2, cin2): recipient's input, second moments
+    cross: Any  # (group, cin2, cin): recipient's input times donor's
+    donor_square: Any  # (group,)
 
 
 class Fit(NamedTuple):
@@ -71,17 +71,17 @@ class Mixture(NamedTuple):
       xi: (group, filters, new).
     """
 
-    factor: Array
-    bias: Array
-    xi: Array
+    factor: np.ndarray
+    bias: np.ndarray
+    xi: np.ndarray
 
     def blocks(self, number: int) -> list["Mixture"]:
         """So many mixtures, which divide the new filters among them."""
-        return [self._replace(xi=xi) for xi in jnp.split(self.xi, number, axis=2)]
+        return [self._replace(xi=xi) for xi in np.split(self.xi, number, axis=2)]
 
     def kept(self, columns: np.ndarray) -> "Mixture":
         """With these of its new filters: (group, number)."""
-        return self._replace(xi=jnp.take_along_axis(self.xi, jnp.asarray(columns)[:, None, :], axis=2))
+        return self._replace(xi=np.take_along_axis(self.xi, columns[:, None, :], axis=2))
 
     def kernel(self, fit: Fit) -> tuple[Array, Array]:
         """(I (x) B) F xi and xi^T (sum_p F_p^T c + b) in the recipient's basis: (k', new), (new,), groups in a row."""
@@ -92,7 +92,7 @@ class Mixture(NamedTuple):
         filters = np.moveaxis(moved @ xi, 0, 1)
         shift = shift + np.einsum("gpcf,gc->gf", parts, fit.intercept)
         bias = np.einsum("gf,gfn->gn", shift, xi)
-        single = lambda array: jnp.asarray(array, self.factor.dtype)
+        single = lambda array: jnp.asarray(array, jnp.float32)
         return single(filters.reshape(len(filters), -1)), single(bias.reshape(-1))
 
 
@@ -181,27 +181,29 @@ def mixture(key: PRNGKey, mixing_key: PRNGKey, method: Method, layer: LayerFeatu
             f"layer {layer.path!r}: coupled methods take layers of one matrix or of groups: no heads or scans"
         )
     matrix, lead = method.source.matrix, (layer.groups, -1, layer.kernel.shape[-1] // layer.groups)
-    weights, factor = layer.matrix.reshape(lead), layer.factor(matrix).reshape(lead)
-    root = layer.factor_root(matrix).reshape(layer.groups, *factor.shape[-1:] * 2)
-    bias = jnp.zeros(layer.kernel.shape[-1]) if layer.bias is None else layer.bias
-    bias = bias.reshape(layer.groups, -1)
+    # numpy on the host, which compiles nothing for each shape
+    weights, factor = (np.asarray(part).reshape(lead) for part in (layer.matrix, layer.factor(matrix)))
+    root = np.asarray(layer.factor_root(matrix)).reshape(layer.groups, *factor.shape[-1:] * 2)
+    bias = np.zeros(layer.kernel.shape[-1]) if layer.bias is None else np.asarray(layer.bias)
     require_life(layer, matrix, (factor**2).sum())
     xi = _xi(mixing_key, method, layer.groups, factor.shape[-1], number // layer.groups)
     if method.noise is not None:  # in terms of the donor's own filters, of which each new one is near
-        ratio = jnp.sqrt((weights**2).sum() / (factor**2).sum())
-        noise = jax.random.normal(jax.random.fold_in(mixing_key, 1), xi.shape) / math.sqrt(xi.shape[1])
-        xi = xi + method.noise * ratio * jnp.einsum("gde,gen->gdn", root, noise, precision=HIGHEST)
-        factor, root = weights, jnp.broadcast_to(jnp.eye(xi.shape[1]), root.shape)
+        ratio = np.sqrt((weights**2).sum() / (factor**2).sum())
+        noise = np.asarray(jax.random.normal(jax.random.fold_in(mixing_key, 1), xi.shape)) / math.sqrt(xi.shape[1])
+        xi = xi + method.noise * ratio * (root @ noise)
+        factor, root = weights, np.broadcast_to(np.eye(xi.shape[1]), root.shape)
     if method.source.basis == "random":
         keys = [key] if layer.groups == 1 else jax.random.split(key, layer.groups)
-        factor = jnp.stack([_random_eigenvectors(*pair) for pair in zip(keys, factor, strict=True)])
-    return Mixture(factor, jnp.einsum("gd,gde->ge", bias, root, precision=HIGHEST), xi)
+        factor = np.stack(
+            [_random_eigenvectors(one, jnp.asarray(part)) for one, part in zip(keys, factor, strict=True)]
+        )
+    return Mixture(factor, np.einsum("gd,gde->ge", bias.reshape(layer.groups, -1), root), xi)
 
 
-def _xi(key: PRNGKey, method: Method, groups: int, donor: int, number: int) -> Array:
+def _xi(key: PRNGKey, method: Method, groups: int, donor: int, number: int) -> np.ndarray:
     mixed = 1 if method.noise is not None and method.mixed is None else method.mixed
     keys = [key] if groups == 1 else jax.random.split(key, groups)
-    return jnp.stack([mixing(one, donor, number, mixed, method.orthogonal) for one in keys])
+    return np.stack([np.asarray(mixing(one, donor, number, mixed, method.orthogonal)) for one in keys])
 
 
 def shuffled(fit: Fit, key: PRNGKey) -> Fit:

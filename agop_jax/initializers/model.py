@@ -12,6 +12,7 @@ from agop_jax.core.networks import open_network
 from agop_jax.core.types import PRNGKey
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.taps import tap
+from agop_jax.initializers.copies import Copy
 from agop_jax.initializers.coupling import POOR_FIT
 from agop_jax.initializers.methods import Method
 from agop_jax.initializers.passes import Donor, Passes
@@ -94,15 +95,17 @@ def initialization(
     if method.needs_network and donor is None:
         raise UserError(f"init {name!r} needs the donor as a network: initialize(..., donor=Donor(...))")
     network = open_network(model, variables, apply_kwargs=apply_kwargs)
-    tapped = tap(network, jax.tree.map(lambda leaf: leaf[:1], inputs))
-    selected = tuple(trees.select(tapped.layers, layers))
     key = jax.random.key(key) if isinstance(key, int) else key
 
     def draw(method: Method) -> Recipient:
         own = donor if method.coupled else None
         passes = _passes(model, variables, inputs, own, apply_kwargs) if method.needs_examples else None
-        state = State(tapped, network.params, network.others)
-        return Recipient(state, selected, key, features or {}, method, passes).drawn()
+        if passes is None or isinstance(method.source, Copy):  # which takes over statistics that training does not use
+            tapped = tap(network, jax.tree.map(lambda leaf: leaf[:1], inputs))
+        else:
+            tapped = passes.walks[0].tapped
+        state, chosen = State(tapped, network.params, network.others), tuple(trees.select(tapped.layers, layers))
+        return Recipient(state, chosen, key, features or {}, method, passes).drawn()
 
     recipient = draw(method)
     if method.matched is not None:

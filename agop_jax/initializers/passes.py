@@ -47,7 +47,7 @@ class Passes:
         self.held_out = [held for _, held in chunks]
         self.walks = [Walk.of(network, take(inputs, chunk)) for chunk, _ in chunks]
         self.donors = [] if donor is None else [Walk.of(donor, take(donor_inputs, chunk)) for chunk, _ in chunks]
-        self._donor_variables = None if donor is None else (donor.params, donor.others)
+        self._donor_variables = (donor.params, donor.others) if donor else ((), ())
 
     def in_order(self, layers: tuple[str, ...]) -> list[str]:
         """The layers as the walks come to them."""

@@ -111,7 +111,7 @@ class Plan:
         segments = self.tapped.dataflow.channels[self.tapped.layers[path][0]]
         if path not in self.features or not segments or None in (place for place, _ in segments):
             return []
-        writers = [self.tapped.sites[place].layer for place, _ in segments]
+        writers = [self.tapped.sites[place].layer for place, _ in segments if place]
         if any(writer not in self.features for writer in writers) or self.features[path].stacked:
             return []
         sizes = [self.features[writer].kernel.shape[-1] for writer in writers]

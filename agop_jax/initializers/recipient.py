@@ -52,7 +52,7 @@ class Recipient:
     passes: Passes | None = None
     explained_variance: dict[str, float] = field(default_factory=dict)
     _factors: dict[Any, np.ndarray] = field(default_factory=dict)  # of the residual streams that were met
-    _mixings: dict[Any, Array] = field(default_factory=dict)  # xi, likewise
+    _mixings: dict[Any, np.ndarray] = field(default_factory=dict)  # xi, likewise
 
     def __post_init__(self) -> None:
         self._tapped = self.state.tapped
@@ -62,16 +62,22 @@ class Recipient:
 
     def drawn(self) -> "Recipient":
         """Draws every layer; where the method looks at examples, as a walk over them comes to it."""
-        if self.passes is None:
+        if not self.method.needs_examples:
             for path in self.layers:
                 self._draw(path)
             return self
-        order = self.passes.in_order(self.layers)
+        order = self._walks.in_order(self.layers)
         for path in tqdm(order, "draw", unit="layer", leave=False, delay=2, disable=not hosts.is_first()):
-            self.passes.reach(path, self.state.variables)
+            self._walks.reach(path, self.state.variables)
             self._draw(path)
             self._scale(path)
         return self
+
+    @property
+    def _walks(self) -> Passes:
+        if self.passes is None:
+            raise ValueError(f"{self.method.description!r} looks at examples")
+        return self.passes
 
     def kernels(self) -> dict[str, Array]:
         """Of the layers to draw, as they are now."""
@@ -124,7 +130,7 @@ class Recipient:
             mixture = mixture._replace(xi=self._mixings[shared])
         elif method.candidates > 1:
             blocks = [in_shape(block) for block in mixture.blocks(method.candidates)]
-            mixture = mixture.kept(keep(self.passes, self.state, path, blocks, layer))
+            mixture = mixture.kept(keep(self._walks, self.state, path, blocks, layer))
         self._mixings[shared] = mixture.xi
         return in_shape(mixture)
 
@@ -134,7 +140,7 @@ class Recipient:
 
     def _fit(self, path: str) -> coupling.Fit:
         """The donor's input to a layer from the recipient's, with an intercept where something can hold it."""
-        passes, site = self.passes, self._tapped.first(path)
+        passes, site = self._walks, self._tapped.first(path)
         require_one_matrix(path, site)
         passes.reach_donor(path)
         sides = zip(passes.walks, passes.donors, strict=True)
@@ -151,7 +157,7 @@ class Recipient:
         if site.depth:
             raise UserError(f"layer {path!r}: 'whitened' takes no scanned layer: leave it out with layers=...")
         try:
-            return whitening.layer(self.passes, path, self.state.variables, site, shape, self._key(path))
+            return whitening.layer(self._walks, path, self.state.variables, site, shape, self._key(path))
         except UserError as error:
             raise UserError(f"layer {path!r}: {error}") from None
 
@@ -192,7 +198,7 @@ class Recipient:
         return 1 / math.sqrt(sum(stream == self._streams[path] for stream in self._streams.values()))
 
     def _statistics(self, path: str) -> scaling.Statistics:
-        return scaling.merge(self.passes.measure(path, scaling.statistics, self.state.variables))
+        return scaling.merge(self._walks.measure(path, scaling.statistics, self.state.variables))
 
     def _key(self, path: str) -> PRNGKey:
         return jax.random.fold_in(self.key, zlib.crc32(path.encode()))

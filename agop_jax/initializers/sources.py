@@ -6,9 +6,11 @@ Every source makes a Flax initialiser `(key, shape, dtype) -> kernel` for one la
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from agop_jax.core.errors import UserError
 from agop_jax.core.types import Array, Float, Kernel, PRNGKey
@@ -99,9 +101,9 @@ class Covariance:
         return matrix.normalize(TRACES[self.scale])
 
 
-def require_life(layer: LayerFeatures, name: str, trace: Array) -> None:
+def require_life(layer: LayerFeatures, name: str, trace: Any) -> None:
     """A layer that the outputs do not depend on has an AGOP of zeros, from which nothing but zeros could be drawn."""
-    if not isinstance(trace, jax.core.Tracer) and not bool((trace > 0).all()):
+    if not isinstance(trace, jax.core.Tracer) and not bool(np.all(trace > 0)):
         raise UserError(
             f"layer {layer.path!r}: its {name} is zero, as of a dead ReLU or a branch that a normalisation multiplies "
             "by zero: use a method without its AGOP there, such as 'he_nfm' or 'kaiming_normal', or leave it out with "

@@ -54,6 +54,6 @@ class State:
         """With each filter of a layer, and its bias if that was drawn, multiplied by its factor (*stack, filters)."""
         kernel, stacked = self.kernel(path), self.tapped.first(path).stacked
         middle = (1,) * (kernel.ndim - stacked - 1)
-        spread = jnp.asarray(factors, kernel.dtype).reshape(*kernel.shape[:stacked], *middle, -1)
-        bias = self.bias(path) if path in self.biased else None
-        return self.having(path, kernel * spread, None if bias is None else bias * jnp.asarray(factors, bias.dtype))
+        spread = np.asarray(factors).reshape(*kernel.shape[:stacked], *middle, -1)
+        bias = np.asarray(self.bias(path)) * factors if path in self.biased else None
+        return self.having(path, jnp.asarray(np.asarray(kernel) * spread, kernel.dtype), bias)

@@ -38,6 +38,7 @@ from agop_jax.initializers.passes import Passes
 
 EPS = 5e-4  # added to the eigenvalues, in units of their mean: airbench's, whose images have unit variance
 ROWS = 2**14  # patches of a chunk of examples that enter a covariance, at most
+AT_ONCE = 2**26  # numbers in explicit patches: those of all examples of a chunk may fill the memory
 ROUNDING = 1e-6  # of the largest eigenvalue: smaller ones are float32's errors
 
 
@@ -72,7 +73,8 @@ def patches(site: Site, inputs: Array) -> Array:
         rows = site.patches(jnp.expand_dims(example, examples))
         return _some(rows[None] if site.groups == 1 else jnp.moveaxis(rows, 1, 0), each)
 
-    found = jax.lax.map(one, inputs, batch_size=8)  # patches of all examples at once would fill the memory
+    size = math.prod(jax.eval_shape(lambda example: site.patches(jnp.expand_dims(example, examples)), inputs[0]).shape)
+    found = jax.lax.map(one, inputs, batch_size=max(1, AT_ONCE // size))
     return jnp.moveaxis(found, 0, 1).reshape(found.shape[1], -1, found.shape[-1])
 
 
