@@ -37,7 +37,7 @@ from agop_jax.features.sites import Site
 from agop_jax.initializers.passes import Passes
 
 EPS = 5e-4  # added to the eigenvalues, in units of their mean: airbench's, whose images have unit variance
-ROWS = 2**14  # patches of a chunk of examples that enter a covariance, at most
+ROWS = 2**13  # patches of a chunk of examples that enter a covariance, at most
 AT_ONCE = 2**26  # numbers in explicit patches: those of all examples of a chunk may fill the memory
 ROUNDING = 1e-6  # of the largest eigenvalue: smaller ones are float32's errors
 
