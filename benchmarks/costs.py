@@ -25,23 +25,29 @@ DEVICES = (1, 8, 64)
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one image, but for the last.
+    """Of one image, but for `grams`.
 
     Attributes:
       forward: operations.
       reverse: operations of one cotangent, its Gram matrices included.
       activations: bytes of the outputs of all layers in float32, which wait for the reverse passes.
+      largest: bytes of the largest of them, and of a cotangent there.
       grams: bytes of the Gram matrices of all layers: what devices add up after a step, whatever the batch.
     """
 
     forward: int
     reverse: int
     activations: int
+    largest: int
     grams: int
 
     def extraction(self, images: int, passes: int) -> int:
         """Operations."""
         return images * (self.forward + passes * self.reverse)
+
+    def memory(self, images: int, passes: int) -> int:
+        """Bytes of intermediate results in one step of an extraction, with so many reverse passes in it."""
+        return images * (self.activations + passes * self.largest)
 
 
 def count(model: nn.Module, size: int) -> Costs:
@@ -57,7 +63,7 @@ def count(model: nn.Module, size: int) -> Costs:
     widths = [kernel[-1] // groups for groups, kernel, _ in calls]
     grams = [2 * n * width for n, width in zip(outputs, widths, strict=True)]
     matrices = sum(groups * width**2 for width, (groups, *_) in zip(widths, calls, strict=True))
-    return Costs(sum(products), sum(products[1:]) + sum(grams), 4 * sum(outputs), 4 * matrices)
+    return Costs(sum(products), sum(products[1:]) + sum(grams), 4 * sum(outputs), 4 * max(outputs), 4 * matrices)
 
 
 def table() -> list[list[Any]]:

@@ -1,9 +1,10 @@
 """The benchmarks: python -m benchmarks.run [--suite=extract|probe|init|store|train|start|growth|all] [...].
 
 Each suite times this package beside its peers in PyTorch and beside what the hardware allows, in one run, and writes
-`OUT/SUITE.json` and `OUT/SUITE.md`. Needs the extra 'bench' and the root of the repository as working directory. The
-machine must be quiet: tables tell its load before. Half an hour for all suites is the estimate for 2 cores; 'probe'
-takes the most, in proportion to --images and --references.
+`OUT/SUITE.json` and `OUT/SUITE.md`. With `--pages=ROOT`, the tables also go into `ROOT/docs/benchmarks.md` and their
+headlines into `ROOT/README.md`. The benchmarks need the extra 'bench' and the root of the repository as working
+directory. The machine must be quiet: each table tells the load before it. All suites take about half an hour on 2
+cores; 'probe' takes the most, in proportion to --images and --references.
 """
 
 import argparse
@@ -44,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for suite in SUITES if flags.suite == "all" else (flags.suite,):
             table = importlib.import_module(f"benchmarks.suites.{suite}").run(options)
             print(tables.write(table, flags.out), flush=True)
-    if flags.readme:
-        tables.write_readme(flags.readme, flags.out)
+    if flags.pages:
+        tables.write_pages(flags.pages, flags.out)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -53,8 +54,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.run", description=__doc__.splitlines()[0])
     parser.add_argument("--suite", choices=(*SUITES, "all"), default="all")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="directory for the tables")
-    parser.add_argument("--readme", type=Path, help="file whose section between the marks is replaced by the tables")
-    parser.add_argument("--tables-only", action="store_true", help="measure nothing, put what is in OUT into --readme")
+    parser.add_argument("--pages", type=Path, help="root whose docs/benchmarks.md and README.md get the results")
+    parser.add_argument("--tables-only", action="store_true", help="measure nothing, put what is in OUT into --pages")
     parser.add_argument("--quick", action="store_true", help="toy sizes; the numbers mean nothing")
     parser.add_argument("--images", type=int, default=1000, help="of the set of suite 'probe'; 8 or more")
     parser.add_argument("--references", type=int, default=32, help="random cotangents an image of its reference: 8 m")

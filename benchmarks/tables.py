@@ -1,4 +1,4 @@
-"""Tables of results: JSON with every number, Markdown with medians and ranges, and the README's section of them."""
+"""Tables of results: JSON with every number, Markdown with medians and ranges, and the pages that show them."""
 
 import datetime
 import json
@@ -14,36 +14,10 @@ from agop_jax.core.files import atomic_write_text
 from benchmarks.timing import Spread, significant
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+README, PAGE = Path("README.md"), Path("docs/benchmarks.md")
+PEER = "PyTorch peer"  # in the name of a peer's row
 NOT_MEASURED = "not measured"
 ORDER = ("extract", "probe", "init", "store", "train", "start", "growth")
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A number that was wanted, and the one that was found.
-
-    Attributes:
-      what: it is, after the number: 'x the peer'.
-      found: None if it was not measured.
-      wanted: the bound.
-      at_least: whether larger is better.
-    """
-
-    what: str
-    found: float | None
-    wanted: float
-    at_least: bool = True
-
-    @property
-    def met(self) -> bool | None:
-        """None if it was not measured."""
-        if self.found is None:
-            return None
-        return self.found >= self.wanted if self.at_least else self.found <= self.wanted
-
-    def __str__(self) -> str:
-        verdict = {None: NOT_MEASURED, True: "met", False: "**not met**"}[self.met]
-        return f"{'≥' if self.at_least else '≤'} {significant(self.wanted)} {self.what}: {verdict}"
 
 
 @dataclass(frozen=True)
@@ -52,12 +26,35 @@ class Row:
 
     name: str
     cells: dict[str, Any]
-    claims: tuple[Claim, ...] = ()
 
     def json(self) -> dict[str, Any]:
-        """With the repeats of every spread, and whether what was wanted was met."""
+        """With the repeats of every spread."""
         cells = {name: cell.values if isinstance(cell, Spread) else cell for name, cell in self.cells.items()}
-        return {"name": self.name, **cells, "claims": [asdict(claim) | {"met": claim.met} for claim in self.claims]}
+        return {"name": self.name, **cells}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A suite's row in the README.
+
+    Attributes:
+      what: was measured.
+      unit: of the two numbers.
+      ours, peer: medians.
+      ratio: how many times as fast as the peer, median of the repeats.
+    """
+
+    what: str
+    unit: str
+    ours: float
+    peer: float
+    ratio: float
+
+    @classmethod
+    def of(cls, what: str, unit: str, rows: list[Row]) -> "Headline":
+        """From the first row, which is ours, and the first that is a peer's; `unit` is a column of both."""
+        peer = next(row for row in rows if PEER in row.name)
+        return cls(what, unit, rows[0].cells[unit].median, peer.cells[unit].median, rows[0].cells["x the peer"].median)
 
 
 @dataclass(frozen=True)
@@ -72,6 +69,7 @@ class Table:
       environment: see `environment`.
       figure: file name of a picture beside the table, or empty.
       details: what the table is made from, for the JSON file alone.
+      headline: its row in the README, or None.
     """
 
     suite: str
@@ -81,15 +79,12 @@ class Table:
     environment: dict[str, Any] = field(default_factory=dict)
     figure: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+    headline: Headline | None = None
 
     def markdown(self) -> str:
         """Heading, table and notes."""
         columns = list(dict.fromkeys(column for row in self.rows for column in row.cells))
         rows = [[row.name, *(_text(row.cells.get(column, "")) for column in columns)] for row in self.rows]
-        if any(row.claims for row in self.rows):
-            columns.append("wanted")
-            for cells, row in zip(rows, self.rows, strict=True):
-                cells.append("; ".join(map(str, row.claims)))
         lines = [["", *columns], ["---"] * (1 + len(columns)), *rows]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         notes = " ".join([*self.notes, _sentence(self.environment)])
@@ -151,17 +146,37 @@ def write(table: Table, out: Path) -> str:
     return text
 
 
-def write_readme(readme: Path, out: Path) -> None:
-    """Puts all tables found in `out` between the README's two marks."""
-    text = readme.read_text(encoding="utf-8")
+def write_pages(root: Path, out: Path) -> None:
+    """Puts all tables in `out` into `ROOT/docs/benchmarks.md`, and the headlines into `ROOT/README.md`.
+
+    Raises:
+      UserError: there are no tables, or a page lacks the marks that they go between.
+    """
+    suites = [suite for suite in ORDER if (out / f"{suite}.md").exists()]
+    if not suites:
+        raise UserError(f"{out}: no tables to put into {root}: run the suites first")
+    tables = [_without_picture((out / f"{suite}.md").read_text(encoding="utf-8")) for suite in suites]
+    headlines = [json.loads((out / f"{suite}.json").read_text(encoding="utf-8")).get("headline") for suite in suites]
+    replace_section(root / PAGE, "\n".join(tables))
+    replace_section(root / README, _headline_table([Headline(**one) for one in headlines if one]))
+
+
+def _headline_table(headlines: list[Headline]) -> str:
+    rows = [
+        f"| {one.what} | {significant(one.ours)} {one.unit} | {significant(one.peer)} {one.unit} | "
+        f"{significant(one.ratio)} |"
+        for one in headlines
+    ]
+    return "\n".join(["| | agop_jax | PyTorch | times as fast |", "| --- | --- | --- | --- |", *rows, ""])
+
+
+def replace_section(page: Path, section: str) -> None:
+    """Puts text between the two marks of a page, in place of what is there."""
+    text = page.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise UserError(f"{readme}: wanted one {BEGIN} and, after it, one {END}")
-    files = [out / f"{suite}.md" for suite in ORDER if (out / f"{suite}.md").exists()]
-    if not files:
-        raise UserError(f"{out}: no tables to put into {readme}: run the suites first")
-    section = "\n".join(_without_picture(file.read_text(encoding="utf-8")) for file in files)
+        raise UserError(f"{page}: needed one {BEGIN} and, after it, one {END}")
     before, after = text[: text.index(BEGIN)], text[text.index(END) :]
-    atomic_write_text(readme, f"{before}{BEGIN}\n{section}{after}")
+    atomic_write_text(page, f"{before}{BEGIN}\n{section}{after}")
 
 
 def _without_picture(text: str) -> str:

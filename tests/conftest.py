@@ -12,6 +12,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tolerances and times are those of a CPU; set it to test an accelerator
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Tests and the programs that they start run once or twice what they compile, so XLA leaves out its costly passes.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 from jaxtyping import install_import_hook
 
@@ -19,9 +21,6 @@ install_import_hook("agop_jax", "beartype.beartype")  # before the first import 
 
 import jax
 import pytest
-
-# of the programs that tests start: what they compile runs a few times only
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 def pytest_configure(config):
@@ -36,12 +35,12 @@ def x64():
         yield
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """XLA without its costly passes, for tests of values that run once what they compile: a third less time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+@pytest.fixture
+def full_compilation():
+    """XLA with all of its passes, for tests of what it compiles."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

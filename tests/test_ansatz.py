@@ -15,7 +15,6 @@ from agop_jax.core.errors import UserError
 from agop_jax.features.extraction import Extractor
 from agop_jax.results import tables
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 RNG = np.random.default_rng(0)
 SIZE, FILTERS = 12, 5
 

@@ -14,8 +14,6 @@ import agop_jax
 from agop_jax.core.networks import open_network
 from agop_jax.features.taps import tap
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}  # relative Frobenius error, against the definition in float64
 COMPUTED = {
     "SpectralNorm": "Spectral_0/Conv_0",

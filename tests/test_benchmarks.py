@@ -17,7 +17,7 @@ from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.taps import tap
 from agop_jax.training.loop import Settings, Trainer
 from benchmarks import costs, features, limits, networks, run, tables, timing
-from benchmarks.tables import Claim, Row, Table
+from benchmarks.tables import Headline, Row, Table
 from benchmarks.timing import Spread
 from benchmarks.truth import Truth
 
@@ -28,7 +28,6 @@ pytest.importorskip("pyarrow", reason="the peers need the extra 'bench'")
 from benchmarks.peers import extraction, storage, training  # noqa: E402
 from benchmarks.peers import networks as torch_networks  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 NARROW = {"vgg11": {"width": 0.0625}, "small_cnn": {"features": (3, 5, 4)}}
 SIZE = 32
 
@@ -150,38 +149,44 @@ def test_peak_memory_is_that_of_the_call():
 
 
 def test_table(tmp_path):
-    claims = (Claim("x the peer", 12.0, 12), Claim("x the limit", 1.2, 1.15, at_least=False), Claim("MB", None, 1))
     rows = [
-        Row("ours", {"s": Spread((3.0, 1.0, 2.0)), "MiB": None}, claims),
+        Row("ours", {"s": Spread((3.0, 1.0, 2.0)), "MiB": None}),
         Row("peer", {"s": Spread((1234.5,)), "MiB": 0.123456}),
     ]
     table = Table("extract", "title", rows, ["A note."], tables.environment())
     text = tables.write(table, tmp_path)
-    assert "| ours | 2 (1 to 3) | not measured | ≥ 12 x the peer: met; ≤ 1.15 x the limit: **not met**; ≥ 1 MB" in text
-    assert "| peer | 1 230 (once) | 0.123 |  |" in text
+    assert "| ours | 2 (1 to 3) | not measured |" in text
+    assert "| peer | 1 230 (once) | 0.123 |" in text
     found = json.loads((tmp_path / "extract.json").read_text())
     assert found["rows"][0]["s"] == [3.0, 1.0, 2.0]
-    assert [claim["met"] for claim in found["rows"][0]["claims"]] == [True, False, None]
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_readme_section(tmp_path):
-    readme, out = tmp_path / "README.md", tmp_path / "out"
-    readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+def test_pages(tmp_path):
+    """Both pages keep what stands around the marks; the README has headlines only, in the order of the suites."""
+    root, out, marks = tmp_path / "root", tmp_path / "out", f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n"
+    (root / "docs").mkdir(parents=True)
+    for page in (tables.README, tables.PAGE):
+        (root / page).write_text(marks)
     with pytest.raises(UserError, match="run the suites first"):
-        tables.write_readme(readme, out)
-    for suite in ("store", "extract"):
-        tables.write(Table(suite, "title", [Row("ours", {"s": 1.0})], [], tables.environment(), "x.png"), out)
-    run.main(["--tables-only", f"--out={out}", f"--readme={readme}"])
-    text = readme.read_text()
-    assert re.match(
-        r"before\n<!-- benchmarks -->\n\*\*extract\*\*(.|\n)*\*\*store\*\*(.|\n)*<!-- /benchmarks -->\nafter\n$", text
-    )
-    assert "old" not in text
-    assert ".png" not in text
-    readme.write_text("no marks")
-    with pytest.raises(UserError, match="wanted one <!-- benchmarks -->"):
-        tables.write_readme(readme, out)
+        tables.write_pages(root, out)
+    rows = [
+        Row("ours", {"s": Spread((1.0, 2.0, 6.0)), "x the peer": Spread((3.0, 5.0, 4.0))}),
+        Row("PyTorch peer", {"s": Spread((8.0,)), "x the peer": "1"}),
+    ]
+    for suite, headline in (("store", None), ("init", Headline.of("drawing", "s", rows)), ("extract", None)):
+        table = Table(suite, "title", rows, [], tables.environment(), "x.png", headline=headline)
+        tables.write(table, out)
+    run.main(["--tables-only", f"--out={out}", f"--pages={root}"])
+    page, readme = (root / tables.PAGE).read_text(), (root / tables.README).read_text()
+    between = lambda text: re.fullmatch(rf"before\n{tables.BEGIN}\n((?:.|\n)*){tables.END}\nafter\n", text)[1]
+    assert re.match(r"\*\*extract\*\*(.|\n)*\*\*init\*\*(.|\n)*\*\*store\*\*", between(page))
+    assert "old" not in page
+    assert ".png" not in page
+    assert between(readme).splitlines()[2:] == ["| drawing | 2 s | 8 s | 4 |"]
+    (root / tables.README).write_text("no marks")
+    with pytest.raises(UserError, match="needed one <!-- benchmarks -->"):
+        tables.write_pages(root, out)
 
 
 @pytest.mark.parametrize("wrong", ["--references=12", "--references=8", "--images=7"])
@@ -196,7 +201,8 @@ def test_suite_at_toy_size(suite, tmp_path):
     found = json.loads((tmp_path / f"{suite}.json").read_text())
     assert found["suite"] == suite
     assert found["environment"]["jax"] == jax.__version__
-    assert all(claim["found"] > 0 for row in found["rows"] for claim in row["claims"] if claim["met"] is not None)
+    assert found["headline"] is None or found["headline"]["ratio"] > 0
+    assert (found["headline"] is not None) == (suite in ("extract", "init", "train"))
     assert (tmp_path / f"{suite}.md").read_text().startswith(f"**{suite}**")
 
 

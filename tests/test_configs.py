@@ -24,8 +24,6 @@ SHAPES = {
 # one of each protocol makes its page and pictures, too; for those of the others nothing depends on the config
 WITH_PAGE = ("cifar10", "cifar_transfer", "digits", "original_vgg11_cifar10")
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def read(path: Path, mode: str):
     spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -13,8 +13,6 @@ from agop_jax.models.pretrained import load_pretrained
 torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install -e '.[torch]'")
 import torch_networks as twins  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CLASSES = 7
 TIMM_VGG = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
 TORCHVISION_VIT = {

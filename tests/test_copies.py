@@ -1,5 +1,8 @@
 """Copies to the donor's width and to others: the same function, down to the normalisations, or a refusal."""
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,8 @@ from test_every_model import SMALL
 
 import agop_jax
 from agop_jax import models
+from agop_jax.initializers import arguments
+from agop_jax.initializers.registry import get_method
 
 CLASSES = 3
 REFUSED = {  # channels that a copy to another width cannot follow
@@ -46,6 +51,62 @@ def test_a_widened_copy_computes_what_the_donor_computes(name):
     expected = model.apply(variables, images)
     scale = np.abs(expected).max()
     np.testing.assert_allclose(wide.apply(copy(), images) / scale, expected / scale, atol=1e-5)
+
+
+class Body(nn.Module):
+    """A convolution, something done to its channels, and a Dense layer."""
+
+    body: Callable[[nn.Module, Any, int], Any]
+    width: int = 4
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(CLASSES)(self.body(self, nn.relu(nn.Conv(self.width, (3, 3))(x)), self.width))
+
+
+def widened(body, method="copy_tiled"):
+    """The largest relative difference that a copy to twice the width makes."""
+    images = np.random.default_rng(0).normal(size=(3, 6, 6, 3)).astype(np.float32)
+    narrow, wide = Body(body), Body(body, 8)
+    variables, own = narrow.init(jax.random.key(0), images), wide.init(jax.random.key(1), images)
+    features = agop_jax.extract(narrow, variables, images, outputs=0, progress=False)
+    copy = agop_jax.initialize(wide, own, images, features, method, key=0)
+    expected = narrow.apply(variables, images)
+    return float(np.abs(wide.apply(copy, images) - expected).max() / np.abs(expected).max())
+
+
+mean = lambda x: x.mean((1, 2))
+joined = lambda x, width: jnp.concatenate([x, nn.relu(nn.Conv(width, (1, 1))(x))], -1)
+gain = lambda module, width: module.param("gain", nn.initializers.uniform(1.0), (width,))
+SAME = {
+    "concatenation": lambda _, x, width: mean(joined(x, width)),
+    "gate of all channels": lambda _, x, width: mean(x * nn.sigmoid(nn.Dense(width)(mean(x)))[:, None, None]),
+    "gain a channel": lambda module, x, width: mean(x * gain(module, width)),
+    "weights of positions": lambda _, x, width: mean(x * jnp.arange(6.0)[:, None]),
+    "moments": lambda _, x, width: jnp.concatenate([mean(x), x.std((1, 2))], -1),
+}
+LOST = {  # sizes agree in every width, or seem to, and yet another function would come out
+    "sum over channels": lambda _, x, width: x.sum(-1).reshape(len(x), -1),
+    "similarities": lambda _, x, width: jnp.einsum("nhwc,nhvc->nwv", x, x).reshape(len(x), -1),
+    "largest channels": lambda _, x, width: jax.lax.top_k(mean(x), 3)[0],
+    "cumulative sum": lambda _, x, width: mean(jnp.cumsum(x, -1)),
+    "sorted": lambda _, x, width: mean(jnp.sort(x, -1)),
+    "constants": lambda _, x, width: mean(x * jnp.arange(1.0, width + 1)),
+    "shifted": lambda _, x, width: jax.lax.pad(mean(x), 0.0, ((0, 0, 0), (-1, 1, 0))),
+    "power a channel": lambda module, x, width: mean((1 + x) ** gain(module, width)),
+    "gain of a concatenation": lambda module, x, width: mean(joined(x, width) * gain(module, 2 * width)),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_whatever_keeps_channels_apart_can_be_widened(name):
+    assert widened(SAME[name]) < 1e-5
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_mixes_channels_is_refused(name):
+    with pytest.raises(agop_jax.UserError, match="layer 'Dense_0': a copy to another width"):
+        widened(LOST[name])
 
 
 @pytest.mark.parametrize("name", ["vgg11_bn", *LARGE[:2]])
@@ -152,11 +213,37 @@ def test_a_dead_layer_is_named(method):
         agop_jax.initialize(model, variables, images, features, method, key=0, donor=donor)
 
 
+def test_layers_without_weights_or_inputs_are_named():
+    """Nothing can be drawn from a matrix of zeros, and nothing be fitted to inputs of zeros."""
+    images = jax.random.normal(jax.random.key(0), (8, 8, 8, 3))
+    model = nn.Sequential(
+        [nn.Conv(6, (3, 3)), nn.relu, nn.Conv(5, (3, 3)), lambda x: x.mean((1, 2)), nn.Dense(CLASSES)]
+    )
+    variables = model.init(jax.random.key(1), images)
+
+    def refused(method, leaf, value):
+        changed = jax.tree.map(lambda leaf: leaf, variables)
+        changed["params"]["layers_0"][leaf] += value - changed["params"]["layers_0"][leaf]
+        features = agop_jax.extract(model, changed, images, outputs=0, progress=False)
+        donor = agop_jax.Donor(model, changed, images)
+        with pytest.raises(agop_jax.UserError) as error:
+            agop_jax.initialize(model, variables, images, features, method, key=0, donor=donor)
+        return str(error.value)
+
+    for method in ("he_nfm", "coupled_nfm", "spatial", "matched_spectrum:he_nfm"):
+        said = refused(method, "kernel", 0.0)
+        assert said.startswith("layer 'layers_0': its nfm is zero, as all its weights are")
+        assert "'he_nfm'" not in said
+    said = refused("coupled_nfm", "bias", -1e4)  # no ReLU behind it is ever on
+    assert said.startswith("layer 'layers_2': its inputs are zero in the donor for all examples")
+
+
 def test_wrong_calls_are_one_line():
     images = jax.random.normal(jax.random.key(0), (8, 8, 8, 3))
     model = Biased()
     variables = model.init(jax.random.key(1), images)
     features = agop_jax.extract(model, variables, images, outputs=1, progress=False)
+
     calls = {
         r"kernel_init: needed the features of one layer, such as features\['Conv_0'\], got str": lambda: (
             agop_jax.kernel_init("Conv_0", "nfm")
@@ -168,6 +255,9 @@ def test_wrong_calls_are_one_line():
             model, variables, images, method="probe"
         ),
         r"a Linen model needs \{'params'": lambda: agop_jax.extract(model, variables["params"], images),
+        "donor: needed the recipient's 8 inputs as the donor expects them, got 6": lambda: agop_jax.initialize(
+            model, variables, images, features, "coupled_nfm", key=0, donor=agop_jax.Donor(model, variables, images[:6])
+        ),
     }
     for message, call in calls.items():
         with pytest.raises(agop_jax.UserError, match=message) as error:
@@ -175,3 +265,26 @@ def test_wrong_calls_are_one_line():
         assert "\n" not in str(error.value)
     same = agop_jax.extract(model, variables, images, outputs=np.arange(1, 2), progress=False)
     np.testing.assert_allclose(same["Conv_0"].gradient_gram, features["Conv_0"].gradient_gram)
+
+
+def test_arguments_of_other_types_are_one_line():
+    """The types of the public signature are checked in tests before the package can, hence the functions behind it."""
+    keys = jax.random.split(jax.random.key(0))
+    images, method = np.zeros((8, 4)), get_method("coupled_nfm")
+    calls = {
+        "method: needed a name such as 'he_nfm' or a Method, got NoneType": lambda: arguments.method_of(None),
+        "key: needed one key of jax.random or a whole number, got float": lambda: arguments.key_of(1.5),
+        "key: needed one key .*, got None": lambda: arguments.key_of(None),
+        r"key: needed one key .* of shape \(2,\)": lambda: arguments.key_of(keys),
+        "features: needed those of layers by path": lambda: arguments.require_donor("nfm", method, [1], None, images),
+        r"donor: needed Donor\(model, variables, inputs\), got tuple": lambda: arguments.require_donor(
+            "coupled_nfm", method, {}, (1, 2, images), images
+        ),
+    }
+    for message, call in calls.items():
+        with pytest.raises(agop_jax.UserError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+    for key in (3, np.int64(3), jax.random.key(3)):
+        assert arguments.key_of(key) == jax.random.key(3)
+    np.testing.assert_array_equal(arguments.key_of(jax.random.PRNGKey(3)), jax.random.PRNGKey(3))

@@ -11,8 +11,6 @@ from agop_jax.experiments import environments, experiment
 from agop_jax.experiments.config import experiment_config, shrink
 from agop_jax.results import tables
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def run(directory, seeds: int) -> str:
     config = experiment_config()

@@ -11,8 +11,6 @@ from agop_jax.features.extraction import extract
 from agop_jax.initializers.model import initialize
 from agop_jax.training.loop import Settings, Trainer
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CLASSES, BATCH = 2, 2
 # the smallest images of each model, and fields that keep it quick
 SMALL = {

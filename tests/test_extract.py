@@ -19,8 +19,6 @@ from agop_jax.features.extraction import extract
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.steps import MAX_UNROLLED
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}  # relative Frobenius error
 
 

@@ -7,8 +7,6 @@ import pytest
 
 from agop_jax.features.matrix import FeatureMatrix
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def factor(k, r, seed=0, stack=()):
     """With a mean, so that Pearson and cosine differ."""

@@ -13,7 +13,6 @@ from agop_jax.experiments.config import experiment_config, shrink
 from agop_jax.results import feature_figures
 from agop_jax.training.resumable import Stopped
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 DRAWN = ["donor_heat_maps", "donor_eigenvectors", "donor_transforms", "donor_feature_maps"]
 RNG = np.random.default_rng(0)
 

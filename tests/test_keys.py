@@ -16,8 +16,6 @@ from agop_jax.experiments.sweep_tables import sweep_cells
 from agop_jax.initializers.model import Initialization
 from agop_jax.training.loop import Trainer
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_no_two_roles_share_a_stream():
     """Nor two seeds of one role, in what an experiment may use."""

@@ -8,7 +8,7 @@ import pytest
 
 from agop_jax import models
 from agop_jax.core.errors import UserError
-from agop_jax.models.layers import convolve, max_pool
+from agop_jax.models.layers import adaptive_mean_pool, convolve, max_pool
 
 # (name, fields, image shape, number of parameters by hand)
 SIZES = [
@@ -134,3 +134,19 @@ def test_max_pool_is_flax_max_pool(size, window, strides, padding, x64):
     np.testing.assert_array_equal(ours(x), theirs(x))
     gradients = [jax.grad(lambda x, f=f: jnp.sin(f(x)).sum())(x) for f in (ours, theirs)]
     np.testing.assert_allclose(*gradients, atol=1e-15)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(7, 7, 7), (5, 8, 3), (2, 3, 7), (9, 6, 6)])
+def test_adaptive_mean_pool_is_the_mean_of_each_window(height, width, size, x64):
+    """Of PyTorch's windows, written out: rows floor(i h / n) to ceil((i + 1) h / n)."""
+    x = np.random.default_rng(0).normal(size=(2, height, width, 3))
+    rows, columns = (
+        [slice(int(np.floor(i * n / size)), int(np.ceil((i + 1) * n / size))) for i in range(size)]
+        for n in (height, width)
+    )
+    means = np.stack([np.stack([x[:, a, b].mean((1, 2)) for b in columns], 1) for a in rows], 1)
+    np.testing.assert_allclose(adaptive_mean_pool(jnp.asarray(x), size), means, atol=1e-14)
+
+
+def test_adaptive_mean_pool_keeps_the_precision_of_the_passes():
+    assert adaptive_mean_pool(jnp.ones((1, 4, 7, 2), jnp.bfloat16), 7).dtype == jnp.bfloat16

@@ -18,8 +18,6 @@ from agop_jax.training.device_data import DeviceData
 from agop_jax.training.loop import Run, Settings, Trainer, train
 from agop_jax.training.resumable import train_resumable
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MODES = {
     "enable_x64": lambda: jax.enable_x64(True),
     "rank_promotion": lambda: jax.numpy_rank_promotion("raise"),

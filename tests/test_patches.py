@@ -8,8 +8,6 @@ import pytest
 from agop_jax.core.errors import UserError
 from agop_jax.features.patches import extract_patches, kernel_to_matrix, matrix_to_kernel
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_a_patch_runs_over_rows_then_columns_then_channels():
     """Pixel (row, column) holds 10 * row + column in channel 0, 100 more in channel 1: an entry tells its place."""

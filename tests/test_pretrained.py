@@ -275,7 +275,8 @@ def test_constants_in_other_units_are_refused(constants, said, small, tmp_path):
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "_orig_mod.module.", "net.backbone."])
 def test_a_prefix_that_all_tensors_share_is_left_out(prefix, small, tmp_path):
     state = {**small[0], "bn1.num_batches_tracked": np.array(7)}
-    np.savez(tmp_path / "a.npz", **{prefix + name: tensor for name, tensor in state.items()})
+    prefixed = {prefix + name: tensor for name, tensor in state.items()}
+    np.savez(tmp_path / "a.npz", **prefixed, n_averaged=np.array(3))  # as AveragedModel counts, beside 'module.'
     loaded = load_pretrained("resnet20", f"npz:{tmp_path}/a.npz", width=0.125)
     assert loaded.model == small[1].model
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded.variables, small[1].variables))

@@ -10,8 +10,6 @@ from agop_jax.core.networks import open_network
 from agop_jax.features import grams, taps
 from agop_jax.features.extraction import extract
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 POOL = 8192  # random cotangents an image, for the tests of the distribution
 N, CLASSES = 3, 8
 

@@ -16,8 +16,6 @@ from agop_jax.experiments.config import experiment_config, shrink
 from agop_jax.experiments.settings import Config
 from agop_jax.training import loop
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def make_config(stages: str, **fields):
     """Tiny networks on digits shown at 12 x 12."""

@@ -17,8 +17,6 @@ from agop_jax.features import extraction
 from agop_jax.features.coverage import uncovered
 from agop_jax.features.taps import tap
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def tapped(model, inputs=None, variables=None, **kwargs):
     """(taps, (params, others), inputs) of a model with random variables."""

@@ -137,7 +137,7 @@ def test_evaluation_of_large_images_takes_small_batches(pictures):
     """At 2048 x 2048 no image fits the number of pixels, so each is a batch of its own."""
     trainer = Trainer(Linear(), Pipeline((0.5,), (0.25,), resize=2048), Settings(steps=1))
     seen = []
-    trainer._batch_sums = lambda variables, split, indices, weights: seen.append(len(indices)) or (0.0, 0.0)
+    trainer.batch_sums = lambda variables, split, indices, weights: seen.append(len(indices)) or (0.0, 0.0)
     trainer.evaluate({}, pictures.validation)
     assert seen == [1] * 7
 

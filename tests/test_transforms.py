@@ -29,7 +29,6 @@ OPTIONS = {
 }
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize(("matrix", "power"), [("agop", 0.5), ("nfm", 1.0)])
 def test_is_the_norm_of_every_patch_through_the_power(options, matrix, power):
@@ -67,7 +66,6 @@ def test_eigenvector_patches_are_in_kernel_order():
     np.testing.assert_allclose(np.abs(patch), np.abs(kernel) / np.linalg.norm(kernel), atol=1e-6)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_bad_input_says_what_was_wanted():
     model = networks.OneConv({"features": 2, "kernel_size": (3, 3)})
     variables, images = networks.random_variables(model), jnp.asarray(networks.images())
@@ -99,7 +97,6 @@ def test_first_layer_of_a_trained_network_shows_edges():
     assert np.corrcoef(edges[inner, inner].ravel(), sobel[inner, inner].ravel())[0, 1] > 0.5
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_pictures_show_what_they_are_given():
     """Numbers of panels and pixels; how they look is for the eye."""
     model = models.create("small_cnn", num_classes=3, features=(4, 12))

@@ -15,8 +15,6 @@ from agop_jax.experiments import experiment, leftovers, workdir
 from agop_jax.experiments.config import experiment_config, shrink
 from agop_jax.training.resumable import remove_checkpoints
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = Path(__file__).parent.parent
 # every pattern by which a program may take a file for its own leftover, in the places where this one writes and others
 MINE = (
@@ -46,6 +44,20 @@ MINE = (
     "figures/.photo.png.12.tmp",
     "figures/photo.png",
     "figures/.donor.pdf.12.tmp",
+    "figures/donor_photo.png",
+    "figures/.donor_photo.png.12.tmp",
+    "figures/accuracy_of_my_model.svg",
+    "figures/.learning_curves_old.png.12.tmp",
+    "figures/loss_gap_explained.png",
+    "figures/.filters.png.12.tmp/x",
+    "metrics/donor.jsonl.bak",
+    ".results.csv.00.tmp",
+    ".results.csv.-1.tmp",
+    "features_untrained.tmp-deadbeef.txt",
+    "donor.tmp-0a1b2c3/x",
+    "donor.tmp-0a1b2c3d4/x",
+    "donor.tmp-0a1b2c3d (copy)/x",
+    "größe/.résumé.tmp",
     "tensorboard/mine/events.out.tfevents.1.host",
     "tensorboard/donor/notes.txt",
     "checkpoints/mine/1/state",
@@ -74,6 +86,8 @@ UNFINISHED = (
     "figures/.donor_heat_maps.svg.123.tmp",
     "figures/.accuracy_n500_w1.png.123.tmp",
     "figures/.accuracy_by_train_size_at_width_1.svg.1.tmp",
+    "figures/.accuracy_by_width_with_500_images.png.1.tmp",
+    "figures/.loss_gap_n500_w1e-05.svg.1.tmp",
 )
 
 

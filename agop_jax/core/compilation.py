@@ -43,7 +43,7 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
     def call(*arguments: Any) -> Any:  # inside another jit, JAX takes no options
         return (nested if _within_trace() else outermost)(*arguments)
 
-    call.lower = outermost.lower
+    call.lower, call.trace = outermost.lower, nested.trace
     return call
 
 
@@ -77,6 +77,11 @@ def _cpu_options() -> dict[str, Any]:
     return EIGEN_CONVOLUTIONS
 
 
+def traced(function: Callable[..., Any], arguments: tuple[Any, ...], **jit_options: Any) -> jax.stages.Traced:
+    """`jax.jit(function)` for arguments of these shapes and types, before it is lowered for any kind of device."""
+    return jax.jit(_under_default_promotion(function), **jit_options).trace(*arguments)
+
+
 def compile_within_memory(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
@@ -98,10 +103,9 @@ def compile_within_memory(
     Raises:
       TooLarge: with what is wanted and what is free.
     """
-    function = _under_default_promotion(function)
     if jax.config.jax_disable_jit:
-        return function
-    lowered = jax.jit(function, **jit_options).lower(*arguments)
+        return _under_default_promotion(function)
+    lowered = traced(function, arguments, **jit_options).lower()
     compiled, free = lowered.compile(compiler_options()), hosts.least(free_bytes())
     if needed_bytes(compiled) > min(free, ample) and jax.default_backend() == "cpu":
         compiled = lowered.compile(compiler_options() | FRUGAL)
@@ -112,7 +116,7 @@ def compile_within_memory(
 
 
 def within_memory(function: Callable[..., Any], what: str, remedy: str, **jit_options: Any) -> Callable[..., Any]:
-    """`compile_within_memory` at the first call with arguments of each shape and type."""
+    """`compile_within_memory` at the first call with arguments of each shape and type; `trace` as that of `jit`."""
     compiled: dict[Any, Callable[..., Any]] = {}
 
     def call(*arguments: Any) -> Any:
@@ -124,6 +128,7 @@ def within_memory(function: Callable[..., Any], what: str, remedy: str, **jit_op
             compiled[signature] = compile_within_memory(function, arguments, what, remedy, **jit_options)
         return compiled[signature](*arguments)
 
+    call.trace = lambda *arguments: traced(function, arguments, **jit_options)
     return call
 
 

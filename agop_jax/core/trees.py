@@ -22,6 +22,8 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 def select(paths: Iterable[str], pattern: str) -> list[str]:
     """The paths that a regular expression matches in full; an error that lists all when it matches none."""
     paths = list(paths)
+    if not isinstance(pattern, str):
+        raise UserError(f"layers: needed a regular expression for whole paths as text, got {type(pattern).__name__}")
     try:
         chosen = [path for path in paths if re.fullmatch(pattern, path)]
     except re.error as error:

@@ -96,6 +96,7 @@ def check_recipients(config: Config, dataset: Dataset, donor: Outline | None) ->
         model = config.model.network(dataset.num_classes, width)
         recipient = outline(model, pipeline, dataset.train.shape, dataset.num_classes)
         for init in config.recipients.inits:
+            _check_method(config, init)
             _check_init(init, recipient, donor, trees.select(recipient.kernels, config.recipients.layers))
 
 
@@ -115,6 +116,18 @@ def _check_init(init: str, recipient: Outline, donor: Outline | None, chosen: Se
         except ValueError as error:  # of JAX's initialisers, too
             message = str(error) if f"layer {path!r}" in str(error) else f"layer {path!r}: {error}"
             raise UserError(f"init {init!r}: {message}") from error
+
+
+def _check_method(config: Config, init: str) -> None:
+    """Coupled inits need a factor of the AGOP, which the definition of it does not give."""
+    method = get_method(init)
+    matrix = getattr(method.source, "matrix", "nfm")
+    extracted = not config.features.source and config.features.method == "patch_jacobian"
+    if extracted and matrix != "nfm" and (method.coupled or (method.matched and method.matched.coupled)):
+        raise UserError(
+            f"init {init!r} needs gradient Gram matrices, which config.features.method 'patch_jacobian' does not give: "
+            "use 'gram'"
+        )
 
 
 def _check_inputs(init: str, recipient: Shape, donor: Shape) -> None:

@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 RECIPIENT = r"[\w.@=+-]+_n\d+_w[\d.e+-]+_s\d+"  # as `tables.recipient_name` makes it
-FIGURE = r"(accuracy|learning_curves|loss_gap)_[\w.+-]+|filters|spectra|ansatz|donor(_[a-z_]+)?"
+SETTING = r"n\d+_w[\d.e+-]+"  # as `pictures` names it
+FIGURE = (
+    rf"(accuracy|learning_curves|loss_gap)_{SETTING}|accuracy_by_(train_size_at_width_[\d.e+-]+|width_with_\d+_images)|"
+    "filters|spectra|ansatz|donor(_heat_maps|_eigenvectors|_transforms|_feature_maps)?"
+)
 TABLES = r"(results|learning_rates|fits|spectra|ansatz|summary)\.csv"
 TEXTS = r"(config|data|donor|gallery)\.json|environments\.jsonl|report\.html"
 # folder -> the files that are written there
@@ -21,7 +25,7 @@ FILES = {
     "figures": re.compile(rf"({FIGURE})\.(png|svg)"),
 }
 # A file is written as '.NAME.PID.tmp', a directory as 'NAME.tmp-' and 8 hexadecimal digits.
-TEMPORARY_FILE = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")
+TEMPORARY_FILE = re.compile(r"\.(?P<name>.+)\.[1-9]\d*\.tmp")
 TEMPORARY_DIRECTORY = re.compile(r"(donor|features|features_untrained)\.tmp-[0-9a-f]{8}")
 
 

@@ -84,6 +84,11 @@ class DonorConfig(Section):
     def __post_init__(self) -> None:
         require_numbers("donor", self, ("resize",), 0)
         require("donor.learning_rate", self.learning_rate, _is_rate(self.learning_rate), "a number above 0")
+        for name, constants in (("mean", self.mean), ("std", self.std)):
+            own = bool(self.source) or not constants
+            require(
+                f"donor.{name}", constants, own, "none without config.donor.source: a donor trained here has its own"
+            )
         method = get_method(self.init)
         alone = not (method.needs_donor or method.needs_examples or method.needs_network)
         require("donor.init", self.init, alone, "an init that needs neither a donor nor images")
@@ -163,6 +168,8 @@ class RecipientConfig(Section):
         require("recipients.learning_rates", rates, all(map(_is_rate, rates)), "numbers above 0")
         require("recipients.train_sizes", sizes, min(sizes) >= 0, "numbers of images, 0 for all")
         require("recipients.widths", widths, all(map(_is_rate, widths)), "factors above 0")
+        names = {f"{width:g}" for width in widths}  # by which files are called
+        require("recipients.widths", widths, len(names) == len(widths), "factors that differ in their first six digits")
         require_numbers("recipients", self, ("devices",), 0)
         require_numbers("recipients", self, ("num_images",), 1)
 

@@ -10,6 +10,52 @@ from typing import Any
 
 Segments = tuple[tuple[str | None, int], ...]
 
+ELEMENTWISE = {
+    "abs",
+    "acos",
+    "acosh",
+    "add",
+    "add_any",
+    "and",
+    "asin",
+    "asinh",
+    "atan",
+    "atan2",
+    "atanh",
+    "cbrt",
+    "ceil",
+}
+ELEMENTWISE |= {
+    "clamp",
+    "copy",
+    "cos",
+    "cosh",
+    "digamma",
+    "div",
+    "eq",
+    "erf",
+    "erf_inv",
+    "erfc",
+    "exp",
+    "exp2",
+    "expm1",
+}
+ELEMENTWISE |= {
+    "floor",
+    "ge",
+    "gt",
+    "integer_pow",
+    "is_finite",
+    "le",
+    "lgamma",
+    "log",
+    "log1p",
+    "logistic",
+    "lt",
+    "max",
+}
+ELEMENTWISE |= {"min", "mul", "ne", "neg", "nextafter", "not", "or", "pow", "reduce_precision", "rem", "round", "rsqrt"}
+ELEMENTWISE |= {"select_n", "sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh", "xor"}
 KEPT = {"reduce_sum", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_sum", "reduce_window"}
 KEPT |= {"pad", "slice", "dynamic_slice", "convert_element_type", "copy", "stop_gradient", "rev"}
 
@@ -39,7 +85,7 @@ def segments_of(eqn: Any, operands: Sequence[Segments | None]) -> Segments | Non
         dimensions = eqn.params["broadcast_dimensions"]
         kept = dimensions and dimensions[-1] == len(shape) - 1 and shape[-1] == first_shape[-1]
         return first if kept else None
-    elementwise = all(_broadcasts(own, shape) for own in shapes)
+    elementwise = name in ELEMENTWISE and all(_broadcasts(own, shape) for own in shapes)
     whole = {tuple(count for _, count in part): part for own, part in reversed(sides) if own[-1:] == shape[-1:]}
     return next(iter(whole.values())) if elementwise and len(whole) == 1 else None
 
@@ -53,6 +99,8 @@ def _keeps_last(eqn: Any) -> bool:
     last = len(eqn.invars[0].aval.shape) - 1
     if eqn.primitive.name.startswith("reduce_window"):
         return eqn.params["window_dimensions"][-1] == 1
+    if eqn.primitive.name == "pad":
+        return eqn.params["padding_config"][-1] == (0, 0, 0)
     return last not in (eqn.params.get("axes") or eqn.params.get("dimensions") or ())
 
 

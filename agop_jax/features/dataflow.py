@@ -40,6 +40,8 @@ class Origin:
       layers: products whose output channels it carries; the next product ends them.
       segments: which channels lie along its last axis; () of what holds no inputs, None where that is not known.
       product: the product that it is, rearranged at most.
+      feeders: layers whose outputs reach it through no other layer, in whatever order.
+      uneven: whether a constant in it has more than one entry along its last axis.
     """
 
     params: frozenset[int] = frozenset()
@@ -52,6 +54,8 @@ class Origin:
     layers: frozenset[str] = frozenset()
     segments: Segments | None = ()
     product: str | None = None
+    feeders: frozenset[str] = frozenset()
+    uneven: bool = False
 
     @property
     def is_kernel(self) -> bool:
@@ -77,6 +81,7 @@ class Dataflow:
       stacks: the fewest scans that slice a parameter where it meets the inputs.
       closed_over: shapes of closed-over arrays that data is multiplied with.
       channels: of each site, the segments along the channels of its input; None where they are not known.
+      feeders: of each site, the products whose outputs come into it, in whatever order.
       companions: what works on the channels of one product alone, such as a normalisation: {(kind, index): place} with
         the kinds 'params' and 'others'.
     """
@@ -92,13 +97,15 @@ class Dataflow:
     stacks: dict[int, int] = field(default_factory=dict)
     closed_over: set[tuple[int, ...]] = field(default_factory=set)
     channels: dict[str, Segments | None] = field(default_factory=dict)
+    feeders: dict[str, frozenset[str]] = field(default_factory=dict)
     companions: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def follow(self, jaxpr: core.Jaxpr, arguments: Sequence[Origin], scope: str = "", depth: int = 0) -> list[Origin]:
         """Origins of the results of a jaxpr."""
         known = dict(zip(jaxpr.invars, arguments, strict=True))
         for number, var in enumerate(jaxpr.constvars):
-            known[var] = Origin(closed_over=not scope and var.aval.ndim >= 2, recipe=hash((scope, number)))
+            closed_over, recipe = not scope and var.aval.ndim >= 2, hash((scope, number))
+            known[var] = Origin(closed_over=closed_over, recipe=recipe, uneven=_uneven(var))
         read = lambda var: _literal(var) if isinstance(var, core.Literal) else known.get(var, NOTHING)
         for index, eqn in enumerate(jaxpr.eqns):
             results = self._equation(eqn, [read(var) for var in eqn.invars], f"{scope}{index}", depth)
@@ -140,9 +147,10 @@ class Dataflow:
         self.recipes[place], self.kernels[place] = hash((kernel.recipe, self.sites[place].geometry)), kernel.params
         site, data = self.sites[place], operands[1 - side]
         self.channels[place] = data.segments if site.contracts_last(eqn.invars[1 - side].aval.ndim) else None
-        filters = eqn.outvars[0].aval.shape[-1]
+        self.feeders[place], filters = data.feeders, eqn.outvars[0].aval.shape[-1]
         segments = ((place, filters),) if site.filters_last() else None
-        return replace(joined, layers=frozenset([place]), product=place, segments=segments)
+        own = frozenset([place])
+        return replace(joined, layers=own, feeders=own, product=place, segments=segments)
 
     def _call(self, eqn: Any, operands: list[Origin], place: str, depth: int) -> list[Origin]:
         return self._inside(place, lambda: self.follow(body_of(eqn).jaxpr, operands, f"{place}/", depth))
@@ -218,9 +226,11 @@ def body_of(eqn: Any) -> core.ClosedJaxpr:
 def _result(eqn: Any, operands: list[Origin], number: int) -> Origin:
     joined = _join(operands)
     if joined.inputs:
-        joined = replace(joined, segments=segments_of(eqn, [operand.segments for operand in operands]))
+        own = _has_own_channels(eqn, operands, joined)
+        joined = replace(joined, segments=None if own else segments_of(eqn, [o.segments for o in operands]))
     else:
-        joined = replace(joined, recipe=hash((_recipe(eqn, operands), number)))
+        uneven = joined.uneven or eqn.primitive.name == "iota"
+        joined = replace(joined, recipe=hash((_recipe(eqn, operands), number)), uneven=uneven)
     if eqn.primitive.name not in LAYOUTS or len(operands) != 1:
         return joined
     joined = replace(joined, product=operands[0].product, closed_over=operands[0].closed_over)
@@ -229,6 +239,23 @@ def _result(eqn: Any, operands: list[Origin], number: int) -> Origin:
     if shape and eqn.primitive.name in SAME_ORDER and eqn.outvars[0].aval.shape in (shape, flat):
         return replace(joined, shape=shape, recipe=_flattened(eqn, operands[0], joined))
     return joined
+
+
+def _has_own_channels(eqn: Any, operands: list[Origin], joined: Origin) -> bool:
+    """Whether something comes in that differs from channel to channel and is not copied along with a layer.
+
+    That is a constant, or a parameter that is no companion of one product.
+    """
+    channels, alone = eqn.outvars[0].aval.shape[-1:], [len(o.segments or ()) for o in operands if o.inputs] == [1]
+    known = alone and eqn.primitive.name in CHANNELWISE
+    own = lambda origin: origin.uneven or (bool(origin.params or origin.others) and not known)
+    sides = zip(eqn.invars, operands, strict=True)
+    places = [o for var, o in sides if not o.inputs and var.aval.shape[-1:] == channels != (1,)]
+    return bool(joined.feeders) and any(map(own, places))
+
+
+def _uneven(var: Any) -> bool:
+    return var.aval.shape[-1:] not in ((), (1,))
 
 
 def _flattened(eqn: Any, operand: Origin, result: Origin) -> int:
@@ -241,7 +268,7 @@ def _recipe(eqn: Any, operands: list[Origin]) -> int:
 
 
 def _literal(literal: core.Literal) -> Origin:
-    return Origin(recipe=hash((str(literal.aval), str(literal.val))))
+    return Origin(recipe=hash((str(literal.aval), str(literal.val))), uneven=_uneven(literal))
 
 
 def _join(origins: Iterable[Origin]) -> Origin:
@@ -257,6 +284,8 @@ def _join(origins: Iterable[Origin]) -> Origin:
         stack=union("stack"),
         others=union("others"),
         layers=union("layers"),
+        feeders=union("feeders"),
+        uneven=some("uneven"),
         segments=segments.pop() if len(segments) == 1 else None if segments else (),
     )
 

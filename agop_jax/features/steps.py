@@ -29,7 +29,7 @@ _STEPS = Cache()
 def steps_of(network: Network, inputs: Any, outputs: Any, mesh: Mesh) -> "Steps":
     """The steps for batches like these inputs; those of an earlier call for the same model, shapes and outputs."""
     key = (signature((network.params, network.others, inputs)), mesh, _key_of(outputs))
-    return _STEPS.get(network, key, lambda: Steps(network, inputs, outputs, mesh))
+    return _STEPS.get(network, key, lambda: _checked(network, inputs, Steps(network, inputs, outputs, mesh)))
 
 
 def _key_of(outputs: Any) -> Hashable:
@@ -41,17 +41,28 @@ def _key_of(outputs: Any) -> Hashable:
     return outputs if isinstance(outputs, str) else tuple(np.atleast_1d(outputs).tolist())
 
 
+def _checked(network: Network, inputs: Any, steps: "Steps") -> "Steps":
+    _require_independence(network, inputs)
+    if warning := uncovered(steps.tapped, network.params):
+        logging.warning("%s", warning)
+    return steps
+
+
 class Steps:
-    """What is compiled for a network, batches of one shape, and outputs.
+    """What is compiled for a network, batches of one shape, and outputs. Shapes of variables and inputs are enough.
+
+    A step takes (variables, inputs, labels, weights, ...) and gives {layer: sum over the batch}. Its `trace` takes
+    shapes, to lower it for any kind of device.
 
     Attributes:
       tapped: the network.
       num_classes: of logits; None where the model returns something else.
       num_outputs: m, the number of reverse passes of exact extraction.
       kernels: (params, others) -> {layer: (kernel, bias or None, companions)}, as the layers use them.
+      sums: the step of exact extraction; its last argument, (passes, m), chooses outputs by rows of the identity.
 
     Raises:
-      UserError: outputs of an example that depend on other examples, or that are not of shape (n, m).
+      UserError: outputs that are not of shape (n, m).
     """
 
     def __init__(self, network: Network, inputs: Any, outputs: Any, mesh: Mesh) -> None:
@@ -63,26 +74,27 @@ class Steps:
         returned = jax.eval_shape(network.apply, network.params, network.others, inputs)
         self.num_outputs = jax.eval_shape(output, returned, labels).shape[1]
         self.num_classes = returned.shape[1] if getattr(returned, "ndim", 0) == 2 else None
-        _require_independence(network, inputs)
-        if warning := uncovered(tapped, network.params):
-            logging.warning("%s", warning)
         self.kernels = jit(lambda params, others: _kernels(tapped, params, others))
 
         def sums(variables: Any, inputs: Any, labels: Array, weights: Array, rows: Array):
             cotangents = rows[:, None, :] * weights[None, :, None]
             return grams.gradient_grams(tapped, output, variables, inputs, labels, cotangents)
 
-        self._sums = within_memory(sums, "one reverse pass of a batch", "lower batch_size", **_placed(mesh, 1))
+        self.sums = within_memory(sums, "one reverse pass of a batch", "lower batch_size", **_placed(mesh, 1))
         self._probes: dict[Hashable, Callable[..., Any]] = {}
         self._definitions: dict[str, Callable[..., Array]] = {}
+
+    def chunks(self, unrolled: int = MAX_UNROLLED) -> list[np.ndarray]:
+        """Last arguments of `sums` for all outputs, with at most so many reverse passes in one step."""
+        return _identity_chunks(self.num_outputs, unrolled)
 
     def exact(self, variables: Any, batch: Batch) -> dict[str, Array]:
         """Gradient Gram matrices of a batch, summed over its examples; as many outputs at a time as memory allows."""
         arrays = devices.divide(batch, self._mesh)
         while True:
-            chunks = _identity_chunks(self.num_outputs, self._unrolled)
+            chunks = self.chunks(self._unrolled)
             try:  # added up one by one: for 1000 outputs of a wide layer the parts would fill the memory
-                return functools.reduce(add, (self._sums(variables, *arrays, rows) for rows in chunks))
+                return functools.reduce(add, (self.sums(variables, *arrays, rows) for rows in chunks))
             except TooLarge:
                 if len(chunks[0]) == 1:
                     raise
@@ -97,12 +109,17 @@ class Steps:
           keys: raw data of a key for each pass.
           implementation: of these keys.
         """
-        static = (batch_size, len(keys), str(implementation))
+        step = self.passes(batch_size, len(keys), implementation)
+        return step(variables, *devices.divide(batch, self._mesh), np.int32(first), keys)
+
+    def passes(self, batch_size: int, number: int, implementation: Any) -> Callable[..., dict[str, Array]]:
+        """The step of `probe`; its last arguments are `first` and `keys`."""
+        static = (batch_size, number, str(implementation))
         if static not in self._probes:
             passes = functools.partial(self._passes, batch_size, implementation)
-            what, remedy = f"{len(keys)} reverse passes of a batch", "lower batch_size or num_probes"
+            what, remedy = f"{number} reverse passes of a batch", "lower batch_size or num_probes"
             self._probes[static] = within_memory(passes, what, remedy, **_placed(self._mesh, 2))
-        return self._probes[static](variables, *devices.divide(batch, self._mesh), np.int32(first), keys)
+        return self._probes[static]
 
     def _passes(self, batch_size, implementation, variables, inputs, labels, weights, first, keys):
         # the part of each process ends with its padding, which has no place of its own
@@ -114,13 +131,22 @@ class Steps:
 
     def by_definition(self, network: Network, variables: Any, batch: Batch) -> dict[str, Array]:
         """AGOPs of a batch, summed over its examples, one layer after another."""
+        arrays = devices.divide(batch, self._mesh)
+        steps = self.definitions(network, batch[0])
+        return {layer: step(variables, *arrays) for layer, step in steps.items()}
+
+    def definitions(self, network: Network, inputs: Any) -> dict[str, Callable[..., Array]]:
+        """The step of each layer by the definition, which gives its sum alone."""
         if not self._definitions:
-            tapped = tap(network, jax.tree.map(lambda leaf: leaf[:1], batch[0]))
+            tapped = tap(network, jax.tree.map(_of_one, inputs))
             agop = functools.partial(grams.patch_agop, tapped, self._output)
             placed = _placed(self._mesh, 0)
             self._definitions |= {layer: jit(functools.partial(agop, layer=layer), **placed) for layer in tapped.layers}
-        arrays = devices.divide(batch, self._mesh)
-        return {layer: step(variables, *arrays) for layer, step in self._definitions.items()}
+        return self._definitions
+
+
+def _of_one(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype)
 
 
 def _of_all_processes(inputs: Any) -> Any:

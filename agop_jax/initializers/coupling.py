@@ -110,17 +110,35 @@ def moments(ours: Array, theirs: Array, layer: str, groups: int) -> Moments:
     return _MOMENTS(_grouped(ours, groups), _grouped(theirs, groups))
 
 
-def _moments(ours: Array, theirs: Array) -> Moments:
+def group_moments(ours: Array, theirs: Array) -> Moments:
+    """Of rows (positions, groups, channels)."""
     ours = jnp.concatenate([ours, jnp.ones((*ours.shape[:-1], 1), ours.dtype)], axis=-1)
     product = lambda a, b: jnp.einsum("pga,pgb->gab", a, b, precision=HIGHEST)
     return Moments(product(ours, ours), product(ours, theirs), (theirs**2).sum((0, 2)))
 
 
-_MOMENTS = jax.jit(_moments)
+_MOMENTS = jax.jit(group_moments)
 
 
 def _grouped(rows: Array, groups: int) -> Array:
     return rows.reshape(-1, groups, rows.shape[-1] // groups)
+
+
+def require_signal(layer: str, parts: Sequence[Moments]) -> None:
+    """Between inputs of zeros there is no map to be fitted.
+
+    Raises:
+      UserError: names the layer, and whether its inputs are zero in the donor or in the recipient.
+    """
+    fit = _total(parts)
+    own = np.einsum("gaa->", fit.power[:, :-1, :-1])  # without the channel of ones
+    for whose, power in (("donor", fit.donor_square.sum()), ("recipient", own)):
+        if not power > 0:
+            raise UserError(
+                f"layer {layer!r}: its inputs are zero in the {whose} for all examples, as behind a dead ReLU, so that "
+                "no basis can be carried there: use 'he_nfm' or 'kaiming_normal' there, or leave the layer out with "
+                "layers=..."
+            )
 
 
 def fit_basis(parts: Sequence[Moments], held_out: Sequence[Moments], kind: str, intercept: bool) -> Fit:

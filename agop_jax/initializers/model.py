@@ -7,17 +7,16 @@ import jax
 from absl import logging
 
 from agop_jax.core import devices, trees
-from agop_jax.core.errors import UserError
 from agop_jax.core.networks import open_network
 from agop_jax.core.types import PRNGKey
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.taps import tap
+from agop_jax.initializers import arguments
 from agop_jax.initializers.copies import Copy
 from agop_jax.initializers.coupling import POOR_FIT
 from agop_jax.initializers.methods import Method
 from agop_jax.initializers.passes import Donor, Passes
 from agop_jax.initializers.recipient import Recipient
-from agop_jax.initializers.registry import get_method
 from agop_jax.initializers.state import State
 
 
@@ -89,13 +88,10 @@ def initialization(
     apply_kwargs: Mapping[str, Any] | None = None,
 ) -> Initialization:
     """`initialize`, with the quality of the fits."""
-    name, method = (method, get_method(method)) if isinstance(method, str) else (method.description, method)
-    if method.needs_donor and features is None:
-        raise UserError(f"init {name!r} needs the features of a donor, got features=None")
-    if method.needs_network and donor is None:
-        raise UserError(f"init {name!r} needs the donor as a network: initialize(..., donor=Donor(...))")
+    name, method = arguments.method_of(method)
+    arguments.require_donor(name, method, features, donor, inputs)
+    key = arguments.key_of(key)
     network = open_network(model, variables, apply_kwargs=apply_kwargs)
-    key = jax.random.key(key) if isinstance(key, int) else key
 
     def draw(method: Method) -> Recipient:
         own = donor if method.coupled else None

@@ -112,9 +112,20 @@ class Recipient:
 
     def _of_donor(self, path: str, shape: tuple[int, ...]) -> KernelInit:
         layer, source = donor_layer(self.features, path), self.method.source
-        if self._plan and source.channels != "same" and math.prod(shape) != layer.kernel.size:
+        if self._plan and source.channels != "same" and self._other_width(path, shape):
             return source.kernel_init(layer, self._plan.rows(path, shape), self._plan.columns(path, shape[-1]))
         return source.kernel_init(layer)
+
+    def _other_width(self, path: str, shape: tuple[int, ...]) -> bool:
+        """Whether the layer differs from the donor's, or a layer whose outputs come into it.
+
+        A sum over channels has one size in every width, and doubles where all channels are there twice.
+        """
+        tapped = self._tapped
+        feeders = {tapped.sites[place].layer for place in tapped.dataflow.feeders[tapped.layers[path][0]]}
+        size = lambda name: donor_layer(self.features, name).kernel.size
+        changed = (self.state.kernel(name).size != size(name) for name in feeders & {*self.layers})
+        return math.prod(shape) != size(path) or any(changed)
 
     def _coupled(self, path: str, shape: tuple[int, ...]) -> tuple[Array, Array]:
         """Layers of one residual stream share their mixing; those of a Rainbow network do not."""
@@ -148,6 +159,7 @@ class Recipient:
         shifts = site.bias is not None or bool(self._tapped.companions(path))
         intercept = self.method.fit == "ridge" and shifts
         own = passes.of_chunks(parts, False), passes.of_chunks(parts, True)
+        coupling.require_signal(path, own[0])
         fit = coupling.fit_basis(*own, self.method.fit, intercept)
         self.explained_variance[path] = fit.explained
         return fit

@@ -43,7 +43,7 @@ OPTIONS: dict[str, Callable[[Method, str], Method]] = {
     "even": lambda method, _: _copied(method, "tiled", even=True),
     "orthogonal": lambda method, _: _coupled(method, orthogonal=True),
     "shuffled": lambda method, _: _coupled(method, shuffled=True),
-    "untrained": lambda method, _: dataclasses.replace(method, untrained=True),
+    "untrained": lambda method, _: _untrained(method),
 }
 
 
@@ -125,6 +125,12 @@ def _coupled(method: Method, **changes: Any) -> Method:
     if not 0 <= changes.get("noise", 0) < float("inf"):
         raise ValueError("wanted a number from 0 on")
     return dataclasses.replace(method, **changes)
+
+
+def _untrained(method: Method) -> Method:
+    if not method.needs_donor:
+        raise ValueError("it is for methods with a donor")
+    return dataclasses.replace(method, untrained=True)
 
 
 def _copied(method: Method, channels: str, **changes: Any) -> Method:

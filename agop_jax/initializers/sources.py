@@ -102,13 +102,20 @@ class Covariance:
 
 
 def require_life(layer: LayerFeatures, name: str, trace: Any) -> None:
-    """A layer that the outputs do not depend on has an AGOP of zeros, from which nothing but zeros could be drawn."""
-    if not isinstance(trace, jax.core.Tracer) and not bool(np.all(trace > 0)):
-        raise UserError(
-            f"layer {layer.path!r}: its {name} is zero, as of a dead ReLU or a branch that a normalisation multiplies "
-            "by zero: use a method without its AGOP there, such as 'he_nfm' or 'kaiming_normal', or leave it out with "
-            "layers=..."
-        )
+    """From a matrix of zeros nothing but zeros could be drawn.
+
+    The AGOP of a layer is zero where no output depends on it, its NFM where its weights are zero.
+    """
+    if isinstance(trace, jax.core.Tracer) or bool(np.all(trace > 0)):
+        return
+    cause, others = "as all its weights are", "'kaiming_normal'"
+    if name != "nfm":
+        cause = "as of a dead ReLU or a branch that a normalisation multiplies by zero"
+        others = f"'he_nfm' or {others}"
+    raise UserError(
+        f"layer {layer.path!r}: its {name} is zero, {cause}: use a method without it there, such as {others}, or leave "
+        "the layer out with layers=..."
+    )
 
 
 @dataclass(frozen=True)
@@ -123,8 +130,11 @@ class Spatial:
 
     def sigma(self, layer: LayerFeatures) -> FeatureMatrix:
         """A, scaled so that the kh*kw weights of one channel have trace 1."""
-        taps = layer.kernel.reshape(-1, *layer.kernel.shape[-2:])  # positions in the kernel, cin, cout
-        return FeatureMatrix.from_factor(taps.reshape(len(taps), -1)).normalize()
+        with jax.ensure_compile_time_eval():  # once, not inside a jitted `model.init`
+            taps = layer.kernel.reshape(-1, *layer.kernel.shape[-2:])  # positions in the kernel, cin, cout
+            matrix = FeatureMatrix.from_factor(taps.reshape(len(taps), -1))
+            require_life(layer, "nfm", matrix.trace)
+            return matrix.normalize()
 
     def kernel_init(self, layer: LayerFeatures) -> KernelInit:
         """Any number of filters and of input channels; the kernel size must be the donor's."""

@@ -11,7 +11,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from agop_jax.core.types import Array, Float
 
@@ -53,16 +52,14 @@ def max_pool(
 def adaptive_mean_pool(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n size size c"]:
     """Means over size x size windows that cover the image, as PyTorch's `AdaptiveAvgPool2d`.
 
-    Window i of n holds the rows from floor(i h / n) to ceil((i + 1) h / n): they overlap where n does not divide h.
+    Window i of n holds the rows from floor(i h / n) to ceil((i + 1) h / n): they overlap where n does not divide h. An
+    image of this size stays as it is.
     """
-    rows, columns = (_window_means(length, size) for length in x.shape[1:3])
-    return jnp.einsum("ih,jw,nhwc->nijc", rows, columns, x, precision="highest")
-
-
-def _window_means(length: int, windows: int) -> np.ndarray:
-    place, window = np.arange(length), np.arange(windows)[:, None]
-    inside = (place >= window * length // windows) & (place < -(-(window + 1) * length // windows))
-    return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
+    for axis in (1, 2):
+        if (length := x.shape[axis]) != size:
+            windows = [(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
+            x = jnp.stack([jax.lax.slice_in_dim(x, *ends, axis=axis).mean(axis) for ends in windows], axis)
+    return x
 
 
 def convolve(lhs: Array, rhs: Array, strides, padding, **kwargs: Any) -> Array:

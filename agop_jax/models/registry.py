@@ -3,6 +3,7 @@
 # pyright: reportArgumentType=false
 
 import dataclasses
+import math
 from functools import partial
 from typing import Any
 
@@ -46,9 +47,18 @@ def create(name: str, num_classes: int, width: float = 1.0, **fields: Any) -> nn
     for field in fields:
         if field not in known:
             raise unknown_name(f"field of model {name!r}", field, known)
-    if width <= 0:
+    if not 0 < width < math.inf:
         raise UserError(f"model width: wanted a factor above 0, got {width}")
+    for field, value in fields.items():
+        _require_counts(name, field, value)
     return MODELS[name](num_classes=num_classes, width=width, **fields)
+
+
+def _require_counts(name: str, field: str, value: Any) -> None:
+    """Whatever is a number in a network, or a list of such, counts layers, channels, pixels or heads."""
+    numbers = value if isinstance(value, tuple | list) else (value,)
+    if not numbers or any(isinstance(number, int | float) and number < 1 for number in numbers if number is not False):
+        raise UserError(f"model {name!r}: wanted {field} of 1 or more, got {value!r}")
 
 
 def describe(model: nn.Module) -> dict[str, Any]:

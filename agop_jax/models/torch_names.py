@@ -30,7 +30,8 @@ from agop_jax.models.vit import ViT
 
 State = Mapping[str, np.ndarray]
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-COUNTER = "num_batches_tracked"  # of PyTorch's BatchNorm, which nothing here needs
+# of PyTorch's BatchNorm and of its averaged models, which nothing here needs
+COUNTERS = ("num_batches_tracked", "n_averaged")
 
 
 class Family(NamedTuple):
@@ -120,7 +121,7 @@ def _by_our_names(state: State, family: Family, first: str, where: str) -> dict[
 
     DataParallel puts 'module.' there, torch.compile '_orig_mod.', Lightning and others the name of a field.
     """
-    tensors = [tensor for tensor in state if not tensor.endswith(COUNTER)]
+    tensors = [tensor for tensor in state if not tensor.endswith(COUNTERS)]
     known = any(_canonical(tensor, family) == first for tensor in tensors)
     layers = [tensor.split(".")[:-1] for tensor in tensors]
     shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*layers, strict=False))

@@ -7,6 +7,7 @@ The compiled step takes them as data, so that all initialisations, seeds and lea
 # pyright: reportArgumentType=false
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
 from agop_jax.core import devices, hosts
-from agop_jax.core.compilation import compile_within_memory, jit
+from agop_jax.core.compilation import compile_within_memory, jit, traced
 from agop_jax.core.networks import switches_of
 from agop_jax.core.types import Array, Variables
 from agop_jax.data import AnySplit, Pipeline, Split, batch_indices, stored_batches
@@ -69,11 +71,20 @@ class Trainer:
 
     Mini-batches are divided over the devices of `mesh`, and the result is that of one device. `traces` counts how often
     the training step was traced, which is how often it was compiled.
+
+    Args:
+      model: a Linen module.
+      pipeline: from a split's images to what the network sees.
+      settings: of the run.
+      mesh: the devices; None for as many as divide the mini-batches evenly.
+
+    Attributes:
+      batch_sums: (variables, split, indices, weights) -> sums of losses and hits; the step of `evaluate`.
     """
 
-    def __init__(self, model: nn.Module, pipeline: Pipeline, settings: Settings) -> None:
+    def __init__(self, model: nn.Module, pipeline: Pipeline, settings: Settings, mesh: Mesh | None = None) -> None:
         self.model, self.pipeline, self.settings = model, pipeline, settings
-        self.mesh = devices.mesh_for(settings.batch_size)
+        self.mesh = mesh or devices.mesh_for(settings.batch_size)
         self.traces = 0
         self._inference = switches_of(type(model).__call__)
         self._optimizer = optax.inject_hyperparams(
@@ -83,7 +94,12 @@ class Trainer:
         self._compiled: Callable[..., TrainState] | None = None
         self._whole, self._divided = devices.whole(self.mesh), devices.divided(self.mesh)
         placed = {"in_shardings": (self._whole, None, self._whole, self._whole), "out_shardings": self._whole}
-        self._batch_sums = jit(self._evaluate_batch, **placed)
+        self.batch_sums = jit(self._evaluate_batch, **placed)
+        self._step_options = {
+            "donate_argnums": 0,
+            "in_shardings": (self._whole, None, *(3 * [self._whole])),  # where a split lies is its own affair
+            "out_shardings": self._whole,
+        }
 
     def start(self, variables: Variables) -> TrainState:
         """The state before the first step."""
@@ -140,11 +156,15 @@ class Trainer:
                 what,
                 "lower batch_size",
                 AMPLE_BYTES,
-                donate_argnums=0,
-                in_shardings=(self._whole, None, *(3 * [self._whole])),  # where a split lies is its own affair
-                out_shardings=self._whole,
+                **self._step_options,
             )
         return self._compiled(*arguments)
+
+    def trace_step(self, state: TrainState, split: Split, indices: Any) -> jax.stages.Traced:
+        """What `step` compiles for arguments of these shapes, to be lowered for any kind of device."""
+        number = functools.partial(jax.ShapeDtypeStruct, ())
+        arguments = (state, split, indices, number(jnp.float32), number(jnp.uint32))
+        return traced(self._step, arguments, **self._step_options)
 
     def _take(self, split: Split, indices: Array | None) -> tuple[Array, Array]:
         """Images, divided over the devices wherever they lay, and labels."""
@@ -219,7 +239,7 @@ class Trainer:
             indices = np.arange(start, start + batch_size)
             batch, taken = self._selected(split, np.minimum(indices, size - 1))
             taken, weights = devices.place((taken, indices < size), self.mesh)
-            total += np.array(jax.device_get(self._batch_sums(variables, batch, taken, weights)))
+            total += np.array(jax.device_get(self.batch_sums(variables, batch, taken, weights)))
         return float(total[0] / size), float(total[1] / size)
 
     def _selected(self, split: AnySplit, indices: np.ndarray) -> Selection:

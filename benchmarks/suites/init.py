@@ -15,7 +15,7 @@ from benchmarks import features, limits, networks, timing
 from benchmarks.features import Features
 from benchmarks.peers import storage
 from benchmarks.run import Options
-from benchmarks.tables import Claim, Row, Table, environment
+from benchmarks.tables import Headline, Row, Table, environment
 from benchmarks.timing import Work, spread
 
 MODULE = __name__
@@ -23,7 +23,6 @@ METHODS = ("agop", "nfm")
 PEER = "MultivariateNormal"
 LAYERS = "Conv_.*"
 PEER_REPEATS, REPEATS = 2, 7
-WANTED_PEER, WANTED_LIMIT = 100, 3
 
 
 def run(options: Options) -> Table:
@@ -48,7 +47,9 @@ def run(options: Options) -> Table:
         "its imports; the peers' of the largest layer alone.",
     ]
     rows = [*rows_from_disk(from_disk, peaks), *rows_of_draws(measure_draws(layers, width))]
-    return Table("init", "drawing all kernels of VGG11 from stored features", rows, notes, found)
+    headline = Headline.of("every kernel of VGG11 drawn from stored AGOP", "s", rows)
+    title = "drawing all kernels of VGG11 from stored features"
+    return Table("init", title, rows, notes, found, headline=headline)
 
 
 def measure_from_disk(layers: Features, width: float, path: Path) -> dict[str, np.ndarray]:
@@ -117,10 +118,9 @@ def rows_from_disk(times: dict[str, np.ndarray], peaks: dict[str, float | None])
     found = []
     for side, taken in times.items():
         ratio = spread(times[PEER] / taken)
-        claims = (Claim("x the peer", ratio.median, WANTED_PEER),) if side in METHODS else ()
         cells = {"s": spread(taken), "x the peer": "1" if side == PEER else ratio, "x the limit's time": ""}
-        name = f"agop_jax, `{side}`" if side in METHODS else f"PyTorch, {side}"
-        found.append(Row(f"from disk: {name}", {**cells, "peak memory, MiB": peaks.get(side)}, claims))
+        name = f"agop_jax, `{side}`" if side in METHODS else f"PyTorch peer, {side}"
+        found.append(Row(f"from disk: {name}", {**cells, "peak memory, MiB": peaks.get(side)}))
     return found
 
 
@@ -130,6 +130,5 @@ def rows_of_draws(times: dict[str, np.ndarray]) -> list[Row]:
     for side, taken in times.items():
         ratio = spread(taken / times["limit"])
         cells = {"s": spread(taken), "x the peer": "", "x the limit's time": "1" if side == "limit" else ratio}
-        claims = () if side == "limit" else (Claim("x the limit's time", ratio.median, WANTED_LIMIT, at_least=False),)
-        found.append(Row(f"second draw: {side}", {**cells, "peak memory, MiB": ""}, claims))
+        found.append(Row(f"second draw: {side}", {**cells, "peak memory, MiB": ""}))
     return found

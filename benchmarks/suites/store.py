@@ -16,7 +16,7 @@ from benchmarks import features, timing
 from benchmarks.features import Features
 from benchmarks.peers import extraction, storage
 from benchmarks.run import Options
-from benchmarks.tables import Claim, Row, Table, environment
+from benchmarks.tables import Row, Table, environment
 from benchmarks.timing import Work, spread
 
 MODULE = __name__
@@ -24,7 +24,6 @@ MEGABYTE = 1e6
 PAIR = 2  # matrices a layer: NFM and AGOP^(1/2)
 LARGEST = 3 * 3 * 512  # k of VGG11's last convolutions
 REPEATS = 2
-WANTED_SMALLER, WANTED_FASTER = 40, 50
 NAMES = {
     "ours": "agop_jax, all layers",
     "pandas": "peer: CSV pairs, pandas",
@@ -152,7 +151,6 @@ def rows(measured: Measured, peaks: dict[str, float | None]) -> list[Row]:
                 "root, s": measured.root.get(side, ""),
                 "peak memory, MiB": peaks.get(side),
             },
-            _claims(measured) if side == "ours" else (),
         )
         for side in NAMES
     ]
@@ -160,11 +158,3 @@ def rows(measured: Measured, peaks: dict[str, float | None]) -> list[Row]:
 
 def _both(measured: Measured, side: str) -> np.ndarray:
     return measured.write[side] + measured.read[side]
-
-
-def _claims(measured: Measured) -> tuple[Claim, ...]:
-    ratio = np.median(_both(measured, "pandas") / _both(measured, "ours"))
-    return (
-        Claim("x smaller than the peer's", measured.size["pandas"] / measured.size["ours"], WANTED_SMALLER),
-        Claim("x faster to write and read", float(ratio), WANTED_FASTER),
-    )
