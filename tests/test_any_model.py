@@ -76,7 +76,10 @@ def test_a_copy_onto_itself_changes_nothing(name):
     np.testing.assert_allclose(found, outputs(model, variables, inputs), atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["kaiming_normal", "he_nfm", "lsuv", "coupled_nfm", "copy"])
+METHODS = ["kaiming_normal", "he_nfm", "lsuv", "coupled_nfm", "copy", "whitened", "selected@K=2"]
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["attention", "NNX norms", "Equinox", "function", "Haiku"])
 def test_methods_draw_what_the_layers_use(name, method):
     """Every layer of one matrix anew; what no layer holds stays as it was."""

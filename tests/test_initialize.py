@@ -11,8 +11,8 @@ from agop_jax.core import trees
 from agop_jax.core.networks import open_network
 from agop_jax.features.taps import tap
 from agop_jax.initializers import coupling
-from agop_jax.initializers.coupling import Passes, fit_basis
 from agop_jax.initializers.model import initialization
+from agop_jax.initializers.passes import Passes
 from agop_jax.initializers.sources import mixing
 from agop_jax.initializers.streams import residual_streams
 from agop_jax.models import own_variables
@@ -158,15 +158,19 @@ def test_coupled_copies_with_one_filter_and_a_perfect_fit(images):
     assert correlation.max(1).min() > 0.95
 
 
-def test_fit_is_the_least_squares_solution(chain, images):
+@pytest.mark.parametrize("intercept", [False, True])
+def test_fit_is_the_least_squares_solution(intercept, chain, images):
     """Against numpy's lstsq on the explicit activations, which knows no ridge; hence the loose tolerance."""
     donor, _ = chain
     recipient = start("kaiming_normal", chain, images).variables
     donor_network, network = open_network(donor.model, donor.variables), open_network(Chain(), recipient)
-    passes = Passes(network, images, ("Conv_1",), donor_network, donor.inputs)
+    passes = Passes(network, images, donor_network, donor.inputs)
     variables = network.params, network.others
-    fit, held = (passes.moments(variables, held_out)["Conv_1"] for held_out in (False, True))
-    found, explained = fit_basis(fit, held)
+    passes.reach("Conv_1", variables)
+    passes.reach_donor("Conv_1")
+    sides = zip(passes.walks, passes.donors, strict=True)
+    parts = [coupling.moments(walk.channels(), other.channels(), "Conv_1", 1) for walk, other in sides]
+    fit = coupling.fit_basis(passes.of_chunks(parts, False), passes.of_chunks(parts, True), "ridge", intercept)
     inputs = []
     for variables in (recipient, donor.variables):
         _, state = Chain().apply(variables, images, capture_intermediates=True)
@@ -175,11 +179,13 @@ def test_fit_is_the_least_squares_solution(chain, images):
     parts = [x.reshape(len(images), -1, 8) for x in inputs]
     held = np.arange(len(images)) % 4 == 3  # a quarter tells how good the fit to the others is
     ours, theirs = (x[~held].reshape(-1, 8) for x in parts)
-    expected, *_ = np.linalg.lstsq(ours, theirs, rcond=None)
+    with_ones = lambda x: np.concatenate([x, np.full((len(x), 1), float(intercept))], 1)
+    expected, *_ = np.linalg.lstsq(with_ones(ours), theirs, rcond=None)
+    found = np.concatenate([fit.basis[0], fit.intercept])
     np.testing.assert_allclose(found, expected, atol=0.01 * np.abs(expected).max())
     ours, theirs = (x[held].reshape(-1, 8) for x in parts)
     variance = ((theirs - theirs.mean(0)) ** 2).sum()
-    assert float(explained) == pytest.approx(1 - ((theirs - ours @ expected) ** 2).sum() / variance, abs=1e-3)
+    assert fit.explained == pytest.approx(1 - ((theirs - with_ones(ours) @ expected) ** 2).sum() / variance, abs=1e-3)
 
 
 def test_noise_is_not_explained():
@@ -238,19 +244,21 @@ def test_shared_mixing_keeps_the_residual_stream_readable(images, monkeypatch):
     network = donor_of(Residual(), images)
     shared = start("coupled_nfm", network, images).explained_variance
     own = lambda tapped: {path: path for path in shared}
-    monkeypatch.setattr("agop_jax.initializers.model.residual_streams", own)
+    monkeypatch.setattr("agop_jax.initializers.recipient.residual_streams", own)
     separate = start("coupled_nfm", network, images).explained_variance
     readers = ["Block_0/Conv_0", "Block_1/Conv_0", "Block_1/Conv_2"]
     assert np.mean([shared[path] - separate[path] for path in readers]) > 0.05
 
 
-def test_coupled_recipient_with_batch_norm_is_finite_and_traced_once(images, monkeypatch):
-    """The network with its moments, whichever of its kernels were drawn already."""
-    network, steps = donor_of(Residual(norm=True), images), []
-    monkeypatch.setattr(coupling, "jit", lambda function: steps.append(function) or jax.jit(function))
+def test_coupled_recipient_with_batch_norm_is_finite_and_compiled_once(images, monkeypatch):
+    """Another draw compiles nothing, and blocks of one structure share what they compile."""
+    network, pieces = donor_of(Residual(norm=True), images), []
+    monkeypatch.setattr("agop_jax.features.program.jit", lambda function: pieces.append(function) or jax.jit(function))
     done = start("coupled_agop", network, images)
-    # of the moments for 72 images (two chunks of 36) and 24, and of the variances for 96 (two of 48)
-    assert len(steps) == 3
+    compiled = len(pieces)
+    start("coupled_agop", network, images, seed=1)
+    # of 10 layers a piece up to each, its moments and its statistics, and a piece and the inputs of the donor's
+    assert compiled == len(pieces) < 5 * 10
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(done.variables))
     assert max(done.explained_variance.values()) <= 1
 
@@ -272,6 +280,11 @@ def test_coupled_recipients_of_any_width(method, width, chain, images):
         ("he_nfm@mix=half", "could not convert"),
         ("he_nfm@lsuw", "unknown option.*Did you mean 'lsuv'"),
         ("coupled_nfm@mixed=0", "1 or more"),
+        ("selected@K=0", "1 or more"),
+        ("coupled_nfm@noise=-1", "from 0 on"),
+        ("selected@matrix=ntk", "one of nfm, agop, sqrt_agop"),
+        ("copy_ranked@by=size", "one of agop, norm"),
+        ("copy@even", "for 'copy_tiled'"),
     ],
 )
 def test_options_that_do_not_fit(method, message, chain, images):

@@ -22,8 +22,8 @@ from agop_jax.core.networks import open_network
 from agop_jax.data import Pipeline, Split
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.steps import Steps
-from agop_jax.initializers import INITIALIZERS, kernel_init
-from agop_jax.initializers.coupling import MEASURES, Moments, Passes, fit_basis
+from agop_jax.features.taps import tap
+from agop_jax.initializers import INITIALIZERS, coupling, kernel_init, scaling, whitening
 from agop_jax.initializers.registry import get_method
 from agop_jax.training.loop import Settings, Trainer
 
@@ -33,7 +33,6 @@ QR = {
     "cuda": {"cusolver_geqrf_ffi", "cusolver_orgqr_ffi"},
     "tpu": {"Qr", "ProductOfElementaryHouseholderReflectors"},
 }
-CHOLESKY = {"cuda": {"cusolver_potrf_ffi"}, "tpu": set()}  # of which XLA for TPUs has an operation
 # methods that draw orthogonal filters or eigenvectors, by a QR decomposition on the device; a donor's matrix is
 # decomposed on the host, by numpy, while a step is traced
 ORTHOGONAL = {"orthogonal", "delta_orthogonal", "matched_spectrum"}
@@ -145,18 +144,34 @@ def test_start_of_the_optimizer_and_the_models_own_initialisers():
     )
 
 
-@pytest.mark.parametrize("measure", MEASURES)
-def test_moments(measure):
+@pytest.mark.parametrize("layer", ["Conv_0", "Conv_1"])
+def test_a_walk(layer):
+    """The pieces of a network between its products, and what is measured there."""
     model, variables = small_cnn()
-    network, inputs = open_network(model, variables, training=True), shape(N, SIDE, SIDE, 3)
-    passes = Passes(network, inputs, ("Conv_0", "Conv_1", "Dense_0"), network, inputs)
-    pair = network.params, network.others
-    assert custom_calls(passes.step(measure, inputs, inputs).trace(pair, inputs, pair, inputs)) == NOTHING
+    network = open_network(model, variables, training=True)
+    tapped = tap(network, shape(N, SIDE, SIDE, 3))
+    program = tapped.program
+    cut, site = program.cut_of(tapped.layers[layer][0]), tapped.first(layer)
+    step = program.steps[program.cuts[cut]]
+    values = dict(enumerate(jax.tree.leaves((network.params, network.others, shape(N, SIDE, SIDE, 3)))))
+    for earlier in range(cut + 1):
+        piece = program.upto(earlier)
+        results = lambda *own, piece=piece: [piece.evaluate(own)[number] for number in piece.results]
+        traced = jax.jit(results).trace(*(values[number] for number in piece.reads))
+        assert custom_calls(traced) == NOTHING
+        values.update(zip(piece.results, traced.out_info, strict=True))
+    at = program.at(cut)
+    own = [values[number] for number in at.reads]
+    for measure in (scaling.statistics, whitening.moments, whitening.all_patches):
+        function = lambda *own, measure=measure: measure(
+            site, at.records(step, at.evaluate(own))[tapped.layers[layer][0]]
+        )
+        assert custom_calls(jax.jit(function).trace(*own)) == NOTHING
 
 
-def test_fit_of_the_basis_is_a_cholesky_solve():
-    moments = Moments(shape(4, 4), shape(4, 5), shape(5), shape(), shape())
-    assert custom_calls(jax.jit(fit_basis).trace(moments, moments)) == CHOLESKY
+def test_moments():
+    traced = jax.jit(coupling.group_moments).trace(shape(9, 1, 4), shape(9, 1, 5))
+    assert custom_calls(traced) == NOTHING
 
 
 @pytest.fixture(scope="module")

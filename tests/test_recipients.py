@@ -16,6 +16,7 @@ from agop_jax.experiments.outlines import kernel_shapes
 from agop_jax.experiments.settings import Config
 from agop_jax.experiments.sweep import Sweep
 from agop_jax.experiments.sweep_tables import Cell
+from agop_jax.initializers import model
 from agop_jax.training.loop import Settings, Trainer
 
 TWELVE = (
@@ -72,9 +73,28 @@ def test_recipients_of_one_seed_differ_in_the_selected_layers_only(make_sweep):
     for init in ("nfm", "coupled_nfm"):
         for path, leaf in starts[init].items():
             same = np.array_equal(leaf, he[path])
-            assert same == (not (path.startswith("Conv_") and path.endswith("kernel"))), (init, path)
+            drawn = "kernel" in path or init == "coupled_nfm"  # which has the donor's biases, mixed like its filters
+            assert same == (not (path.startswith("Conv_") and drawn)), (init, path)
     other = trees.flatten(start(sweep, sweep.cells[0], 0).variables["params"])
     assert not np.array_equal(other["Dense_0/kernel"], he["Dense_0/kernel"])
+
+
+def test_draws_that_look_at_examples_are_kept_until_their_recipient_is_done(make_sweep, monkeypatch):
+    """One draw for the check before training, a grid of two rates, and a result; a damaged file is drawn anew."""
+    calls = []
+    monkeypatch.setattr(
+        recipients, "initialization", lambda *a, **o: calls.append(a[4]) or model.initialization(*a, **o)
+    )
+    sweep = make_sweep(inits=("lsuv", "kaiming_normal"), seeds=1, learning_rates=(0.01, 0.05))
+    cell, path = sweep.cells[0], next((sweep.comparison.workdir / "draws").iterdir())
+    first = start(sweep, cell, 0)
+    assert calls.count("lsuv") == 1
+    path.write_bytes(b"damaged")
+    jax.tree.map(np.testing.assert_array_equal, first.variables, start(sweep, cell, 0).variables)
+    assert calls.count("lsuv") == 2
+    sweep.run()
+    assert calls.count("lsuv") == 2
+    assert not path.exists()
 
 
 def test_learning_rate_is_the_best_on_validation_and_the_test_set_is_read_after(make_sweep, monkeypatch):

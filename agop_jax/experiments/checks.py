@@ -19,7 +19,9 @@ from agop_jax.experiments.settings import Config
 from agop_jax.features.grams import output_function
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.matrix import FeatureMatrix
-from agop_jax.initializers.registry import Method, get_method
+from agop_jax.initializers.methods import Method
+from agop_jax.initializers.registry import get_method
+from agop_jax.initializers.whitening import Whitened
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ def _check_inputs(init: str, recipient: Shape, donor: Shape) -> None:
 
 def _draw_by_shapes(method: Method, path: str, shape: Shape, donor_shape: Shape | None) -> None:
     """Draws a kernel without computing it."""
+    if isinstance(method.source, Whitened):  # fits any layer
+        return
     if not method.needs_donor:
         jax.eval_shape(lambda key: method.source.kernel_init(None)(key, shape), jax.random.key(0))
     elif donor_shape is None:

@@ -20,6 +20,7 @@ TEXTS = r"(config|data|donor|gallery)\.json|environments\.jsonl|report\.html"
 FILES = {
     ".": re.compile(rf"{TABLES}|{TEXTS}"),
     "metrics": re.compile(rf"(donor|{RECIPIENT})\.jsonl"),
+    "draws": re.compile(rf"{RECIPIENT}\.npz"),
     "filters": re.compile(rf"{RECIPIENT}\.npz"),
     "figures": re.compile(rf"({FIGURE})\.(png|svg)"),
 }

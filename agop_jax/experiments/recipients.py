@@ -10,19 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from agop_jax import models
+from agop_jax.core import hosts
 from agop_jax.core.networks import open_network
 from agop_jax.core.types import Variables
 from agop_jax.data import Dataset, subset
+from agop_jax.experiments import draws
 from agop_jax.experiments.donors import DonorNetwork
 from agop_jax.experiments.keys import Role, key, stream
 from agop_jax.experiments.outlines import input_shape, kernel_shapes
 from agop_jax.experiments.places import Place
 from agop_jax.experiments.settings import Config
 from agop_jax.experiments.sweep_tables import Cell
-from agop_jax.experiments.workdir import CHECKPOINTS
+from agop_jax.experiments.workdir import CHECKPOINTS, DRAWS
 from agop_jax.features.taps import tap
-from agop_jax.initializers.coupling import Donor
 from agop_jax.initializers.model import Initialization, initialization
+from agop_jax.initializers.passes import Donor
 from agop_jax.initializers.registry import get_method
 from agop_jax.training.device_data import on_devices
 from agop_jax.training.loop import Run, Trainer, accuracy_at
@@ -69,23 +71,40 @@ class Trained:
 
 
 def start(comparison: Comparison, cell: Cell, seed: int, trainer: Trainer) -> Initialization:
-    """A recipient before training. Coupled methods and lsuv see the first of its own training images, no labels."""
+    """A recipient before training. Methods that look at examples see the first of its own training images, no labels.
+
+    Their draws are kept until `forget`.
+    """
     method, config = get_method(cell.init), comparison.config.recipients
     donor = comparison.donors["untrained" if method.untrained else "trained"]
     indices = comparison.images(cell, seed)[: config.num_images]
     pictures = jnp.asarray(comparison.dataset.train.take(indices).load().images)
     inputs = trainer.pipeline(pictures)
     variables = models.own_variables(trainer.model, key(Role.RECIPIENT_START, seed), inputs[:1])
-    return initialization(
-        trainer.model,
-        variables,
-        inputs,
-        donor.features,
-        cell.init,
-        key=key(Role.RECIPIENT_DRAW, seed),
-        layers=config.layers,
-        donor=Donor(donor.model, donor.variables, donor.pipeline(pictures)) if method.needs_network else None,
-    )
+
+    def draw() -> Initialization:
+        return initialization(
+            trainer.model,
+            variables,
+            inputs,
+            donor.features,
+            cell.init,
+            key=key(Role.RECIPIENT_DRAW, seed),
+            layers=config.layers,
+            donor=Donor(donor.model, donor.variables, donor.pipeline(pictures)) if method.needs_network else None,
+        )
+
+    return draws.kept(_draw_path(comparison, cell, seed), variables, draw) if method.needs_examples else draw()
+
+
+def forget(comparison: Comparison, cell: Cell, seed: int) -> None:
+    """Removes the draw of a recipient that is done."""
+    if hosts.is_first():
+        _draw_path(comparison, cell, seed).unlink(missing_ok=True)
+
+
+def _draw_path(comparison: Comparison, cell: Cell, seed: int) -> Path:
+    return comparison.workdir / DRAWS / f"{cell.name(seed)}.npz"
 
 
 def train(comparison: Comparison, cell: Cell, rate: float, seed: int, place: Place, on_step: OnStep) -> Trained:

@@ -93,7 +93,7 @@ class DonorConfig(Section):
                 f"donor.{name}", constants, own, "none without config.donor.source: a donor trained here has its own"
             )
         method = get_method(self.init)
-        alone = not (method.needs_donor or method.lsuv or method.needs_network)
+        alone = not (method.needs_donor or method.needs_examples or method.needs_network)
         require("donor.init", self.init, alone, "an init that needs neither a donor nor images")
 
 

@@ -54,8 +54,11 @@ class Sweep:
         self.cells = sweep_cells(config.recipients, len(dataset.train.labels))
         self.tables = SweepTables(workdir, self.cells, environment, config.seed)
         self.places = make_places(config, dataset)
-        for cell in self.cells:  # what shapes do not tell, before the first minute is spent
-            recipients.start(self.comparison, cell, self.seeds(self.first)[0], self.places[0].trainers[cell.width])
+        # what shapes do not tell, before the first minute is spent
+        todo = [cell for cell in self.cells if self._missing_seeds(self.first, cell)]
+        for cell in tqdm(todo, "draw recipients", unit="init", leave=False, delay=2, disable=not hosts.is_first()):
+            seed = self._missing_seeds(self.first, cell)[0]
+            recipients.start(self.comparison, cell, seed, self.places[0].trainers[cell.width])
 
     def seeds(self, donor: int) -> range:
         """Of a donor's recipients."""
@@ -96,6 +99,9 @@ class Sweep:
             start = recipients.start(comparison, cell, seed, trainer).variables
             before = before_training(comparison, cell, seed, start, trainer)
             self.tables.add_result({**row, "donor": donor, **before})
+            recipients.forget(comparison, cell, seed)
+        for _, seed in tuning.grid(comparison.config.recipients, self.seeds(donor)):  # some may be no recipient's
+            recipients.forget(comparison, cell, seed)
 
     def _train(self, comparison: Comparison, cell: Cell, rate: float, seed: int, place: Place, bar: tqdm) -> Trained:
         trainer, shown = place.trainers[cell.width], 0

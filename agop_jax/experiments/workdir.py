@@ -21,7 +21,7 @@ from agop_jax.experiments.settings import Config
 from agop_jax.training.resumable import remove_checkpoints
 
 CONFIG, DATA, LOCK = "config.json", "data.json", ".lock"
-DONOR, FEATURES, CHECKPOINTS = "donor", "features", "checkpoints"
+DONOR, FEATURES, CHECKPOINTS, DRAWS = "donor", "features", "checkpoints", "draws"
 DONORS = "donors"  # folder of further donors, by seed
 RESULTS, RATES, FITS, SPECTRA = "results.csv", "learning_rates.csv", "fits.csv", "spectra.csv"
 ANSATZ, GALLERY = "ansatz.csv", "gallery.json"
@@ -127,6 +127,9 @@ def _claim(workdir: Path, config: Mapping[str, Any], data: Mapping[str, Any]) ->
         for run in (run for directory in every for run in (directory / CHECKPOINTS).glob("*")):
             if run.name == DONOR or re.fullmatch(rf"{leftovers.RECIPIENT}_lr[\d.e+-]+", run.name):
                 remove_checkpoints(run)
+        for draw in (workdir / DRAWS).glob("*.npz"):
+            if re.fullmatch(rf"{leftovers.RECIPIENT}\.npz", draw.name):
+                draw.unlink()
     for name, content in ((CONFIG, config), (DATA, data)):
         atomic_write_text(workdir / name, json.dumps(content, indent=1))
 

@@ -51,23 +51,24 @@ class Evaluation:
 
     def _run(self, jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], taps: Taps, scope: str):
         values = dict(zip(jaxpr.invars, arguments, strict=True))
-        values |= {var: _constant(const, var) for var, const in zip(jaxpr.constvars, consts, strict=True)}
-        read = lambda var: _constant(var.val, var) if isinstance(var, core.Literal) else values[var]
+        values |= {var: constant(const, var) for var, const in zip(jaxpr.constvars, consts, strict=True)}
+        read = lambda var: constant(var.val, var) if isinstance(var, core.Literal) else values[var]
         records: dict[str, Any] = {}
         for index, eqn in enumerate(jaxpr.eqns):
             place, operands = f"{scope}{index}", [read(var) for var in eqn.invars]
             if place in self.scopes:
-                results, inner = self._call(eqn, operands, taps, f"{place}/")
+                results, inner = self.call(eqn, operands, taps, f"{place}/")
                 records |= inner
             else:
-                results = _bind(eqn, operands)
+                results = bind(eqn, operands)
             if place in self.sites:
-                records[place] = _record(self.sites[place], operands, results[0])
+                records[place] = record(self.sites[place], operands, results[0])
                 results = [results[0] + taps[place]] if place in taps else results
             values.update(zip(eqn.outvars, results, strict=True))
         return [read(var) for var in jaxpr.outvars], records
 
-    def _call(self, eqn: Any, operands: list[Any], taps: Taps, scope: str) -> tuple[list[Any], dict[str, Any]]:
+    def call(self, eqn: Any, operands: list[Any], taps: Taps, scope: str) -> tuple[list[Any], dict[str, Any]]:
+        """Results and records of a call in the jaxpr that holds a product; `scope` begins the places in it."""
         body, inner = body_of(eqn), {place: tap for place, tap in taps.items() if place.startswith(scope)}
         run = lambda operands, taps: self._run(body.jaxpr, body.consts, operands, taps, scope)
         if eqn.primitive.name == "scan":
@@ -78,12 +79,13 @@ class Evaluation:
         return run(operands, inner)
 
 
-def _constant(value: Any, var: Any) -> Any:
-    """A numpy array may be kept in float64 where the computation has float32."""
+def constant(value: Any, var: Any) -> Any:
+    """The value of a constant. A numpy array may be kept in float64 where the computation has float32."""
     return jnp.asarray(value, var.aval.dtype) if isinstance(value, np.ndarray) else value
 
 
-def _bind(eqn: Any, operands: list[Any]) -> list[Any]:
+def bind(eqn: Any, operands: list[Any]) -> list[Any]:
+    """The results of one equation; unknown where an operand is."""
     if any(operand is UNKNOWN for operand in operands):
         return [UNKNOWN] * len(eqn.outvars)
     with eqn.ctx.manager:
@@ -91,7 +93,8 @@ def _bind(eqn: Any, operands: list[Any]) -> list[Any]:
     return results if eqn.primitive.multiple_results else [results]
 
 
-def _record(site: Site, operands: list[Any], outputs: Any) -> Any:
+def record(site: Site, operands: list[Any], outputs: Any) -> Any:
+    """What a product saw and did; the kernel alone where its inputs are unknown."""
     if outputs is UNKNOWN:
         return operands[site.place]
     return Record(operands[1 - site.place], outputs, operands[site.place])

@@ -13,6 +13,8 @@ from agop_jax.features.decompositions import thin_svd
 from agop_jax.features.matrix import HIGHEST, FeatureMatrix
 from agop_jax.features.patches import kernel_to_matrix
 
+NULL = 1e-6  # of the largest singular value: what is below is rounding
+
 
 @struct.dataclass
 class LayerFeatures:
@@ -85,6 +87,20 @@ class LayerFeatures:
             return factor
         left, singular, right = thin_svd(factor)
         return jnp.einsum("...kr,...r,...rc->...kc", left, jnp.sqrt(singular), right, precision=HIGHEST)
+
+    def factor_root(self, matrix: str) -> Float[Array, "*stack filters filters"]:
+        """M with F = W M for the factor F of this matrix: what mixes the donor's pre-activations, and its biases."""
+        if matrix == "nfm":
+            return jnp.broadcast_to(
+                jnp.eye(self.matrix.shape[-1]), (*self.matrix.shape[:-2], *self.matrix.shape[-1:] * 2)
+            )
+        if matrix == "agop":
+            return self.gram_root
+        root = self.gram_root
+        _, singular, right = thin_svd(jnp.einsum("...kc,...cd->...kd", self.matrix, root, precision=HIGHEST))
+        alive = singular > NULL * singular[..., :1]
+        inverse = jnp.where(alive, 1 / jnp.sqrt(jnp.where(alive, singular, 1)), 0)
+        return jnp.einsum("...de,...re,...r,...rc->...dc", root, right, inverse, right, precision=HIGHEST)
 
     @property
     def gram_root(self) -> Float[Array, "*stack filters filters"]:

@@ -8,7 +8,7 @@ output of the layer, and the operand that the product multiplies with is the lay
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ from agop_jax.core.networks import Cache, Network, signature
 from agop_jax.core.types import Array
 from agop_jax.features.dataflow import Dataflow, Origin
 from agop_jax.features.evaluation import UNKNOWN, Evaluation, Record, Taps
+from agop_jax.features.program import Program
 from agop_jax.features.sites import Site
 
 LEAF = re.compile(r"[/.](kernel|weight|w)$")  # of the path of a kernel, no part of its layer's name
@@ -36,6 +37,7 @@ class Tapped:
     Attributes:
       apply: (params, others, taps, inputs) -> (outputs, {place: Record}).
       operands: (params, others) -> {place: kernel operand}, which computes nothing of the network.
+      program: the computation as a flat list, for evaluating it once while its layers are drawn.
       sites: {place: Site}, in the order of the computation.
       dataflow: all that is known of the computation.
       paths: of the leaves of the parameters.
@@ -44,6 +46,7 @@ class Tapped:
 
     apply: Callable[[Any, Any, Taps, Any], tuple[Any, dict[str, Record]]]
     operands: Callable[[Any, Any], dict[str, Array]]
+    program: Program
     sites: dict[str, Site]
     dataflow: Dataflow
     paths: Sequence[str]
@@ -63,8 +66,21 @@ class Tapped:
 
     def kernels(self, params: Any, others: Any) -> dict[str, Array]:
         """{layer: kernel} as the layers use them: (*steps, *heads, *spatial, cin / groups, cout)."""
-        operands = self.operands(params, others)
-        return {layer: self._kernel(places[0], operands[places[0]]) for layer, places in self.layers.items()}
+        return self._some_kernels(self.layers, params, others)
+
+    def kernel(self, layer: str, params: Any, others: Any) -> Array:
+        """Of one layer, at the cost of one."""
+        return self._some_kernels([layer], params, others)[layer]
+
+    def _some_kernels(self, layers: Iterable[str], params: Any, others: Any) -> dict[str, Array]:
+        places = {layer: self.layers[layer][0] for layer in layers}
+        pieces = {place: self.program.kernel(place) for place in places.values()}
+        leaves = dict(enumerate(jax.tree.leaves((params, others)))) | self.program.constants
+        every = {} if all(pieces.values()) else self.operands(params, others)
+        for place, piece in pieces.items():
+            if piece is not None:
+                every[place] = piece.evaluate([jnp.asarray(leaves[number]) for number in piece.reads])[piece.results[0]]
+        return {layer: self._kernel(place, every[place]) for layer, place in places.items()}
 
     def biases(self, params: Any, kernels: Mapping[str, Array]) -> dict[str, Array | None]:
         """{layer: (*stack, filters)}: the parameter that is first added to the layer's product, if there is one."""
@@ -97,6 +113,26 @@ class Tapped:
         Raises:
           UserError: a kernel that is computed from parameters, such as a normalised one, has no such way back.
         """
+        leaves, structure = jax.tree.flatten(params)
+        computed = {}
+        for layer, kernel in _like(kernels, lambda layer: self.kernel(layer, params, others)).items():
+            leaf = self._leaf(layer)
+            if leaf is None:
+                computed[layer] = kernel
+            else:
+                leaves[leaf] = jnp.asarray(kernel, leaves[leaf].dtype)
+        params = jax.tree.unflatten(structure, leaves)
+        return self._with_computed(params, others, computed) if computed else params
+
+    def _leaf(self, layer: str) -> int | None:
+        """The parameter that is this layer's kernel as it is; None if the kernel is made of it."""
+        place = self.layers[layer][0]
+        piece = self.program.kernel(place)
+        if piece is None or piece.results[0] >= len(self.paths) or not self.sites[place].is_plain:
+            return None
+        return piece.results[0]
+
+    def _with_computed(self, params: Any, others: Any, kernels: Mapping[str, Array]) -> Any:
         leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
         own = sorted(set().union(*(self.dataflow.kernels[self.layers[layer][0]] for layer in kernels)))
 
@@ -104,14 +140,23 @@ class Tapped:
             whole = [*leaves]
             for index, part in zip(own, parts, strict=True):
                 whole[index] = part
-            every = self.operands(jax.tree.unflatten(structure, whole), others)
-            return {layer: self._kernel(place := self.layers[layer][0], every[place]) for layer in kernels}
+            return self._some_kernels(kernels, jax.tree.unflatten(structure, whole), others)
 
         before, back = jax.vjp(used, [leaves[index] for index in own])
-        (new,), (covered,) = back(_like(kernels, before)), back(jax.tree.map(jnp.ones_like, before))
+        (new,), (covered,) = back(dict(kernels)), back(jax.tree.map(jnp.ones_like, before))
         for index, part, mask in zip(own, new, covered, strict=True):
             leaves[index] = jnp.where(mask != 0, part, leaves[index])
         _require_use(kernels, used([leaves[index] for index in own]))
+        return jax.tree.unflatten(structure, leaves)
+
+    def with_biases(self, params: Any, biases: Mapping[str, Array]) -> Any:
+        """Parameters with which these layers, which have a bias each, add these numbers to their products."""
+        leaves, structure = jax.tree.flatten(params)
+        for layer, bias in biases.items():
+            index = self.first(layer).bias
+            if index is None:
+                raise ValueError(f"layer {layer!r} has no bias")
+            leaves[index] = jnp.asarray(bias).reshape(leaves[index].shape).astype(leaves[index].dtype)
         return jax.tree.unflatten(structure, leaves)
 
     def records(self, variables: Any, inputs: Any) -> dict[str, Record]:
@@ -128,11 +173,12 @@ class Tapped:
         return over_steps(self.sites[place], self.sites[place].kernel, operand)
 
 
-def _like(kernels: Mapping[str, Array], before: Mapping[str, Array]) -> dict[str, Array]:
+def _like(kernels: Mapping[str, Array], before: Callable[[str], Array]) -> dict[str, Array]:
+    own = {layer: before(layer) for layer in kernels}
     for layer, kernel in kernels.items():
-        if kernel.shape != before[layer].shape:
-            raise UserError(f"layer {layer!r}: needed a kernel of shape {before[layer].shape}, got {kernel.shape}")
-    return {layer: jnp.asarray(kernel, before[layer].dtype) for layer, kernel in kernels.items()}
+        if kernel.shape != own[layer].shape:
+            raise UserError(f"layer {layer!r}: needed a kernel of shape {own[layer].shape}, got {kernel.shape}")
+    return {layer: jnp.asarray(kernel, own[layer].dtype) for layer, kernel in kernels.items()}
 
 
 def _require_use(kernels: Mapping[str, Array], used: Mapping[str, Array]) -> None:
@@ -190,7 +236,9 @@ def _tap(network: Network, inputs: Any) -> Tapped:
         known = map(jnp.asarray, jax.tree.leaves((params, others)))
         return evaluation([*known, *unknown], {})[1]
 
-    return Tapped(apply, operands, sites, dataflow, network.paths, network.other_paths)
+    params, others, inputs = (len(jax.tree.leaves(part)) for part in shapes)
+    program = Program(evaluation, (params, others, inputs))
+    return Tapped(apply, operands, program, sites, dataflow, network.paths, network.other_paths)
 
 
 def _trace(network: Network, shapes: Any) -> tuple[core.ClosedJaxpr, Any]:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from agop_jax.core.errors import UserError
 from agop_jax.core.types import PRNGKey
-from agop_jax.initializers.coupling import Donor
-from agop_jax.initializers.registry import Method, get_method
+from agop_jax.initializers.methods import Method
+from agop_jax.initializers.passes import Donor
+from agop_jax.initializers.registry import get_method
 
 
 def method_of(method: Any) -> tuple[str, Method]:

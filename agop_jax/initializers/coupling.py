@@ -6,8 +6,16 @@ these channels. So the basis is carried along. Let F be a factor of the donor's 
 
     W' = (I (x) B) F xi,       B: cin' x cin, the least-squares map with   donor's input  ~  recipient's input . B
 
-over the images and positions of a batch, fitted after all layers before have been drawn. For NFM and a perfect fit the
-recipient's pre-activations are `xi^T` times the donor's, a Gaussian mixture of its features.
+over the images and positions of a batch, fitted after all layers before have been drawn; of a grouped convolution for
+each group. For NFM and a perfect fit the recipient's pre-activations are `xi^T` times the donor's, a Gaussian mixture
+of its features. Where the recipient's layer can hold it, the fit has an intercept c, `donor's ~ recipient's . B + c`,
+and the layer gets the bias `xi^T (sum_p F_p^T c + b)`, with b the donor's bias and p the positions in the kernel.
+
+With `noise=s` the new filters are the donor's own, each as often as any other, plus s times Gaussian noise of the
+matrix's covariance and of the filters' mean squared norm: s = 0 copies, large s draws from the covariance. With
+candidates, K times the filters are drawn and `selection.py` keeps the best of them. Rainbow networks (Guth, Menard,
+Rochette & Mallat, JMLR 25(350), 2024) are the prior work: `W' = (I (x) A) C^(1/2) xi` with C the NFM and A the polar
+factor of the cross-covariance of the two networks' inputs (Procrustes), one xi a layer, channels standardised.
 
 In a residual network several layers write into one stream, `h = z_1 + z_2 + ...`. Mixed each with a xi of its own, the
 recipient's stream `xi_1^T z_1 + xi_2^T z_2 + ...` would not determine h. Layers that write into one stream therefore
@@ -18,178 +26,114 @@ the fit says how well.
 The evidence is that of a regression of the donor's activations: partly a noisy transfer of its weights.
 """
 
-import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agop_jax.core.compilation import jit
 from agop_jax.core.errors import UserError
-from agop_jax.core.networks import Cache, Network
 from agop_jax.core.types import Array, Float, PRNGKey
 from agop_jax.features.decompositions import thin_svd
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.matrix import HIGHEST, FeatureMatrix
-from agop_jax.features.sites import Site
-from agop_jax.features.taps import Record, Tapped, tap
-from agop_jax.initializers.registry import Method
-from agop_jax.initializers.sources import carried_filters, mixing, require_life
+from agop_jax.initializers.methods import Method
+from agop_jax.initializers.sources import mixing, require_life
 
 RIDGE = 1e-3  # penalty, in units of the mean power of the recipient's channels
 POOR_FIT = 0.2  # explained variance below which a coupled layer is hardly better than an independent one
-CHUNK = 64  # examples in one forward pass
-HELD_OUT = 4  # one example in so many is kept from the fit and tells how good it is
-_STEPS = Cache()
-
-
-class Donor(NamedTuple):
-    """The donor as a network.
-
-    Attributes:
-      model: with the recipient's layer names and strides; any kind of model that `extract` takes.
-      variables: as for `extract`.
-      inputs: the recipient's batch of inputs, normalised as the donor expects.
-    """
-
-    model: Any
-    variables: Any
-    inputs: Any
 
 
 class Moments(NamedTuple):
-    """Sums over examples and positions at one layer; cin2 is the recipient's, cin the donor's number of channels."""
+    """Sums over examples and positions; the recipient's inputs end with a channel of ones, for the intercept."""
 
-    power: Float[Array, "cin2 cin2"]  # recipient's input, second moments
-    cross: Float[Array, "cin2 cin"]  # recipient's input times donor's
-    donor_sum: Float[Array, "cin"]
-    donor_square: Float[Array, ""]
-    rows: Float[Array, ""]
+    power: Any  # (group, cin2, cin2): recipient's input, second moments
+    cross: Any  # (group, cin2, cin): recipient's input times donor's
+    donor_square: Any  # (group,)
 
 
-class Spread(NamedTuple):
-    """Sums of a layer's products over examples, positions and channels, for each step of a scan."""
+class Fit(NamedTuple):
+    """The donor's input from the recipient's: `theirs ~ ours . basis + intercept`, for each group."""
 
-    total: Float[Array, "*steps"]
-    square: Float[Array, "*steps"]
-    count: Float[Array, "*steps"]
-
-    @property
-    def deviation(self) -> Float[Array, "*steps"]:
-        """Standard deviation; the bias is not in it, so that it is proportional to the kernel."""
-        mean = self.total / self.count
-        return jnp.sqrt(jnp.maximum(self.square / self.count - mean**2, 0))
+    basis: np.ndarray  # (group, cin2, cin)
+    intercept: np.ndarray  # (group, cin); zeros without one
+    explained: float  # share of the donor's variance, on examples that the fit has not seen
 
 
-class Passes(NamedTuple):
-    """One forward pass after another of a recipient, and beside it of its donor."""
+class Mixture(NamedTuple):
+    """New filters as mixtures of a donor's, for each group.
 
-    network: Network
-    inputs: Any
-    layers: tuple[str, ...]
-    donor: Network | None = None
-    donor_inputs: Any = None
+    Attributes:
+      factor: (group, k, filters) what is mixed, in the donor's basis.
+      bias: (group, filters) of what is mixed.
+      xi: (group, filters, new).
+    """
 
-    def moments(self, variables: Any, held_out: bool) -> dict[str, Moments]:
-        """Of every layer, over the examples that the fit is made from, or over those that are held out."""
-        places = np.arange(_count(self.inputs))
-        held = places % HELD_OUT == HELD_OUT - 1
-        chosen = places[held if held_out else ~held] if held.any() else places
-        return self._sum("moments", variables, chosen)
+    factor: np.ndarray
+    bias: np.ndarray
+    xi: np.ndarray
 
-    def spreads(self, variables: Any) -> dict[str, Spread]:
-        """Of every layer's products."""
-        return self._sum("spreads", variables, np.arange(_count(self.inputs)))
+    def blocks(self, number: int) -> list["Mixture"]:
+        """So many mixtures, which divide the new filters among them."""
+        return [self._replace(xi=xi) for xi in np.split(self.xi, number, axis=2)]
 
-    def _sum(self, measure: str, variables: Any, chosen: np.ndarray) -> Any:
-        size = math.ceil(len(chosen) / math.ceil(len(chosen) / CHUNK))  # of each chunk but the last, if that can be
-        chunks = [chosen[start : start + size] for start in range(0, len(chosen), size)]
-        parts = (self._chunk(measure, variables, chunk) for chunk in chunks)
-        return functools.reduce(functools.partial(jax.tree.map, jnp.add), parts)
+    def kept(self, columns: np.ndarray) -> "Mixture":
+        """With these of its new filters: (group, number)."""
+        return self._replace(xi=np.take_along_axis(self.xi, columns[:, None, :], axis=2))
 
-    def _chunk(self, measure: str, variables: Any, chunk: np.ndarray) -> Any:
-        take = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf[chunk]), tree)
-        inputs, theirs = take(self.inputs), None if self.donor is None else take(self.donor_inputs)
-        donor_variables = None if self.donor is None else (self.donor.params, self.donor.others)
-        # a kernel that is drawn may be bound to its device where the one before was not: jit would compile anew for it
-        device = next(iter(jax.tree.leaves(inputs)[0].devices()))
-        arguments = jax.device_put((variables, inputs, donor_variables, theirs), device)
-        return self.step(measure, inputs, theirs)(*arguments)
-
-    def step(self, measure: str, inputs: Any, donor_inputs: Any = None) -> Any:
-        """What is compiled for batches of these shapes: (variables, inputs, donor's variables and inputs) -> sums.
-
-        Args:
-          measure: a key of `MEASURES`.
-          inputs, donor_inputs: of one chunk.
-        """
-        tapped = tap(self.network, inputs)
-        other = None if self.donor is None else tap(self.donor, donor_inputs)
-        make = lambda: _step(tapped, other, self.layers, MEASURES[measure])
-        return _STEPS.get(self.network, (measure, self.layers, id(tapped), id(other)), make)
+    def kernel(self, fit: Fit) -> tuple[Array, Array]:
+        """(I (x) B) F xi and xi^T (sum_p F_p^T c + b) in the recipient's basis: (k', new), (new,), groups in a row."""
+        factor, shift, xi = (np.asarray(part, np.float64) for part in self)
+        groups, _, cin = fit.basis.shape
+        parts = factor.reshape(groups, -1, cin, factor.shape[-1])
+        moved = np.einsum("gac,gpcf->gpaf", fit.basis, parts, optimize=True).reshape(groups, -1, factor.shape[-1])
+        filters = np.moveaxis(moved @ xi, 0, 1)
+        shift = shift + np.einsum("gpcf,gc->gf", parts, fit.intercept)
+        bias = np.einsum("gf,gfn->gn", shift, xi)
+        single = lambda array: jnp.asarray(array, jnp.float32)
+        return single(filters.reshape(len(filters), -1)), single(bias.reshape(-1))
 
 
-def _count(inputs: Any) -> int:
-    return len(jax.tree.leaves(inputs)[0])
+def moments(ours: Array, theirs: Array, layer: str, groups: int) -> Moments:
+    """Of one chunk, from the recipient's and the donor's input of a layer, channels last.
 
-
-def _step(tapped: Tapped, other: Tapped | None, layers: Sequence[str], measure: Any) -> Any:
-    def step(variables: tuple[Any, Any], inputs: Any, donor_variables: Any, donor_inputs: Any) -> Any:
-        with jax.default_matmul_precision("highest"):
-            records = tapped.records(variables, inputs)
-            theirs = None if other is None else other.records(donor_variables, donor_inputs)
-            return {layer: measure(layer, (tapped, records), (other, theirs)) for layer in layers}
-
-    return jit(step)
-
-
-def _first(layer: str, side: tuple[Tapped, Mapping[str, Record]]) -> tuple[Site, Record]:
-    tapped, records = side
-    if layer not in tapped.layers:
-        raise UserError(f"layer {layer!r}: the donor has no such layer. It has: {', '.join(tapped.layers)}.")
-    return tapped.first(layer), records[tapped.layers[layer][0]]
-
-
-def _layer_moments(layer: str, recipient: Any, donor: Any) -> Moments:
-    (site, record), (donor_site, donor_record) = _first(layer, recipient), _first(layer, donor)
-    if site.depth or donor_site.depth or site.heads or site.groups > 1:
-        raise UserError(f"layer {layer!r}: coupled methods take layers of one matrix: no groups, heads or scans")
-    ours, theirs = site.channel_rows(record.inputs), donor_site.channel_rows(donor_record.inputs)
+    Raises:
+      UserError: inputs of other positions.
+    """
     if ours.shape[:-1] != theirs.shape[:-1]:
-        positions = f"{ours.shape[:-1]}, the donor's {theirs.shape[:-1]}"
-        raise UserError(f"layer {layer!r}: a coupled recipient needs the donor's positions, its input has {positions}")
-    ours, theirs = ours.reshape(-1, ours.shape[-1]), theirs.reshape(-1, theirs.shape[-1])
-    return Moments(
-        power=jnp.dot(ours.T, ours, precision=HIGHEST),
-        cross=jnp.dot(ours.T, theirs, precision=HIGHEST),
-        donor_sum=theirs.sum(0),
-        donor_square=(theirs**2).sum(),
-        rows=jnp.asarray(len(theirs), theirs.dtype),
-    )
+        raise UserError(
+            f"layer {layer!r}: a coupled recipient needs the donor's positions, its input has {ours.shape[:-1]}, "
+            f"the donor's {theirs.shape[:-1]}"
+        )
+    return _MOMENTS(_grouped(ours, groups), _grouped(theirs, groups))
 
 
-def _layer_spread(layer: str, recipient: Any, donor: Any) -> Spread:
-    site, record = _first(layer, recipient)
-    outputs = record.outputs.astype(jnp.promote_types(record.outputs.dtype, jnp.float32))
-    axes = tuple(axis for axis in range(outputs.ndim) if axis not in site.stack)
-    count = jnp.full((), math.prod(outputs.shape[axis] for axis in axes), outputs.dtype)
-    return Spread(outputs.sum(axes), (outputs**2).sum(axes), jnp.broadcast_to(count, outputs.sum(axes).shape))
+def group_moments(ours: Array, theirs: Array) -> Moments:
+    """Of rows (positions, groups, channels)."""
+    ours = jnp.concatenate([ours, jnp.ones((*ours.shape[:-1], 1), ours.dtype)], axis=-1)
+    product = lambda a, b: jnp.einsum("pga,pgb->gab", a, b, precision=HIGHEST)
+    return Moments(product(ours, ours), product(ours, theirs), (theirs**2).sum((0, 2)))
 
 
-MEASURES = {"moments": _layer_moments, "spreads": _layer_spread}
+_MOMENTS = jax.jit(group_moments)
 
 
-def require_signal(layer: str, fit: Moments) -> None:
+def _grouped(rows: Array, groups: int) -> Array:
+    return rows.reshape(-1, groups, rows.shape[-1] // groups)
+
+
+def require_signal(layer: str, parts: Sequence[Moments]) -> None:
     """Between inputs of zeros there is no map to be fitted.
 
     Raises:
       UserError: names the layer, and whether its inputs are zero in the donor or in the recipient.
     """
-    for whose, power in (("donor", fit.donor_square), ("recipient", jnp.trace(fit.power))):
-        if not bool(power > 0):
+    fit = _total(parts)
+    own = np.einsum("gaa->", fit.power[:, :-1, :-1])  # without the channel of ones
+    for whose, power in (("donor", fit.donor_square.sum()), ("recipient", own)):
+        if not power > 0:
             raise UserError(
                 f"layer {layer!r}: its inputs are zero in the {whose} for all examples, as behind a dead ReLU, so that "
                 "no basis can be carried there: use 'he_nfm' or 'kaiming_normal' there, or leave the layer out with "
@@ -197,49 +141,93 @@ def require_signal(layer: str, fit: Moments) -> None:
             )
 
 
-def fit_basis(fit: Moments, held_out: Moments | None = None) -> tuple[Float[Array, "cin2 cin"], Float[Array, ""]]:
-    """B by ridge regression without intercept, and the share of the donor's variance that it explains (R^2).
+def fit_basis(parts: Sequence[Moments], held_out: Sequence[Moments], kind: str, intercept: bool) -> Fit:
+    """B and the intercept, in float64, and R^2 on the parts held out: on its own, noise would seem to be explained.
 
-    R^2 is that of examples which the fit has not seen: on its own, noise would seem to be explained.
+    Args:
+      parts: to fit.
+      held_out: to judge the fit by.
+      kind: 'ridge' regression, whose penalty leaves the intercept alone; or 'procrustes', the partial isometry that
+        is nearest to the donor's input: the polar factor of the cross moments.
+      intercept: whether there is one.
     """
-    size = fit.power.shape[0]
-    ridge = RIDGE * jnp.trace(fit.power) / size
-    basis = jax.scipy.linalg.solve(fit.power + ridge * jnp.eye(size, dtype=fit.power.dtype), fit.cross, assume_a="pos")
-    score = held_out or fit
-    explained = 2 * jnp.vdot(basis, score.cross) - jnp.vdot(basis, jnp.dot(score.power, basis, precision=HIGHEST))
-    variance = score.donor_square - (score.donor_sum**2).sum() / score.rows
-    return basis, 1 - (score.donor_square - explained) / variance
+    fit, score = _total(parts), _total(held_out)
+    own, solve = slice(None) if intercept else slice(-1), {"ridge": _ridge, "procrustes": _procrustes}[kind]
+    power, cross = fit.power[:, own, own], fit.cross[:, own]
+    solution = np.stack([solve(*one, intercept) for one in zip(power, cross, strict=True)])
+    explained = 2 * np.vdot(solution, score.cross[:, own])
+    explained -= np.einsum("gac,gab,gbc->", solution, score.power[:, own, own], solution)
+    rows, square = score.power[0, -1, -1], score.donor_square.sum()
+    variance = square - (score.cross[:, -1] ** 2).sum() / rows
+    quality = 1 - float((square - explained) / variance) if variance > 0 else 0.0
+    zeros = np.zeros_like(cross[:, 0])
+    return Fit(solution[:, :-1], solution[:, -1], quality) if intercept else Fit(solution, zeros, quality)
 
 
-def coupled_kernel(
-    key: PRNGKey, mixing_key: PRNGKey, method: Method, layer: LayerFeatures, basis: Float[Array, "cin2 cin"], shape: Any
-) -> Array:
-    """(I (x) B) F xi as a kernel of this shape; its scale is that of the fit and still to be set.
+def _total(parts: Sequence[Moments]) -> Moments:
+    return Moments(*(np.asarray(sum(map(_double, part))) for part in zip(*parts, strict=True)))
+
+
+def _double(array: Array) -> np.ndarray:
+    return np.asarray(jax.device_get(array), np.float64)
+
+
+def _ridge(power: np.ndarray, cross: np.ndarray, intercept: bool) -> np.ndarray:
+    channels = len(power) - intercept
+    penalty = np.zeros(len(power))
+    penalty[:channels] = RIDGE * np.trace(power[:channels, :channels]) / channels
+    return np.linalg.solve(power + np.diag(penalty), cross)
+
+
+def _procrustes(power: np.ndarray, cross: np.ndarray, intercept: bool) -> np.ndarray:
+    left, _, right = np.linalg.svd(cross, full_matrices=False)
+    return left @ right
+
+
+def mixture(key: PRNGKey, mixing_key: PRNGKey, method: Method, layer: LayerFeatures, number: int) -> Mixture:
+    """What a coupled method draws for a layer: so many new filters, before they are moved to the recipient's basis.
 
     Args:
       key: for what is random in this layer alone: the controls.
       mixing_key: for xi; layers that write into one residual stream share it.
       method: a coupled method.
       layer: of the donor.
-      basis: B, from `fit_basis`.
-      shape: (kh, kw, cin', cout').
+      number: of new filters, all groups together.
     """
-    if layer.groups > 1 or layer.stacked:
-        raise UserError(f"layer {layer.path!r}: coupled methods take layers of one matrix: no groups, heads or scans")
-    shuffle_key, basis_key = jax.random.split(key)
-    if method.shuffled:
-        basis = jax.random.permutation(shuffle_key, basis)
-    factor = layer.factor(method.source.matrix)
-    require_life(layer, method.source.matrix, (factor**2).sum())
+    if layer.stacked:
+        raise UserError(
+            f"layer {layer.path!r}: coupled methods take layers of one matrix or of groups: no heads or scans"
+        )
+    matrix, lead = method.source.matrix, (layer.groups, -1, layer.kernel.shape[-1] // layer.groups)
+    # numpy on the host, which compiles nothing for each shape
+    weights, factor = (np.asarray(part).reshape(lead) for part in (layer.matrix, layer.factor(matrix)))
+    root = np.asarray(layer.factor_root(matrix)).reshape(layer.groups, *factor.shape[-1:] * 2)
+    bias = np.zeros(layer.kernel.shape[-1]) if layer.bias is None else np.asarray(layer.bias)
+    require_life(layer, matrix, (factor**2).sum())
+    xi = _xi(mixing_key, method, layer.groups, factor.shape[-1], number // layer.groups)
+    if method.noise is not None:  # in terms of the donor's own filters, of which each new one is near
+        ratio = np.sqrt((weights**2).sum() / (factor**2).sum())
+        noise = np.asarray(jax.random.normal(jax.random.fold_in(mixing_key, 1), xi.shape)) / math.sqrt(xi.shape[1])
+        xi = xi + method.noise * ratio * (root @ noise)
+        factor, root = weights, np.broadcast_to(np.eye(xi.shape[1]), root.shape)
     if method.source.basis == "random":
-        factor = _random_eigenvectors(basis_key, factor)
-    xi = mixing(mixing_key, factor.shape[-1], shape[-1], method.mixed, method.orthogonal)
-    return carried_filters(factor, basis, xi).reshape(shape)
+        keys = [key] if layer.groups == 1 else jax.random.split(key, layer.groups)
+        factor = np.stack(
+            [_random_eigenvectors(one, jnp.asarray(part)) for one, part in zip(keys, factor, strict=True)]
+        )
+    return Mixture(factor, np.einsum("gd,gde->ge", bias.reshape(layer.groups, -1), root), xi)
 
 
-def he_scale(kernel: Array) -> Array:
-    """The factor that gives a kernel's filters |w|^2 = 2 in the mean."""
-    return jnp.sqrt(2 * kernel.shape[-1] / jnp.maximum((kernel**2).sum(), np.finfo(np.float32).tiny))
+def _xi(key: PRNGKey, method: Method, groups: int, donor: int, number: int) -> np.ndarray:
+    mixed = 1 if method.noise is not None and method.mixed is None else method.mixed
+    keys = [key] if groups == 1 else jax.random.split(key, groups)
+    return np.stack([np.asarray(mixing(one, donor, number, mixed, method.orthogonal)) for one in keys])
+
+
+def shuffled(fit: Fit, key: PRNGKey) -> Fit:
+    """Control: the fit with the recipient's channels in random order."""
+    order = np.asarray(jax.random.permutation(key, fit.basis.shape[1]))
+    return fit._replace(basis=fit.basis[:, order])
 
 
 def _random_eigenvectors(key: PRNGKey, factor: Float[Array, "k filters"]) -> Float[Array, "k filters"]:

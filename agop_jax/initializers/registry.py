@@ -1,145 +1,22 @@
-"""The registry of initialisation methods, and the `kernel_init` closures made from them.
+"""The registry of initialisation methods by name, and the `kernel_init` closures made from them.
 
-A method is a source of filters and what is done with it in a whole model. Names may carry options, which are the axes
-of the product space:
+Names may carry options, which are the axes of the product space:
 
     matched_spectrum:he_agop    the control made for 'he_agop'
     he_nfm@mix=0.5@lsuv         options of any method, in any order
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax.nn import initializers as jinit
-
 from agop_jax.core.errors import UserError, unknown_name
-from agop_jax.core.types import Kernel, PRNGKey
+from agop_jax.core.types import PRNGKey
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.matrix import FeatureMatrix
-from agop_jax.initializers.sources import Copy, Covariance, KernelInit, Plain, Spatial
-
-
-@dataclass(frozen=True)
-class Method:
-    """What a name stands for.
-
-    Attributes:
-      description: one line.
-      source: of one layer's filters.
-      lsuv: rescale each layer to unit output variance on a batch (Mishkin & Matas 2016).
-      first: only the first selected layer; the others start as 'kaiming_normal'.
-      coupled: carry the donor's basis from layer to layer (see `coupling.py`).
-      mixed: m, the number of donor filters each new one mixes when coupled; None for all.
-      orthogonal: mix with orthogonal columns when coupled.
-      shuffled: control: the fit of the basis with the recipient's channels in random order.
-      untrained: control: the donor before its training.
-      matched: control: the method whose filters' norms it has, layer by layer.
-    """
-
-    description: str
-    source: Any
-    lsuv: bool = False
-    first: bool = False
-    coupled: bool = False
-    mixed: int | None = None
-    orthogonal: bool = False
-    shuffled: bool = False
-    untrained: bool = False
-    matched: "Method | None" = None
-
-    @property
-    def needs_donor(self) -> bool:
-        """Whether it draws on features at all."""
-        return not isinstance(self.source, Plain)
-
-    @property
-    def needs_network(self) -> bool:
-        """Whether it, or what it is the control of, runs the donor."""
-        return self.coupled or (self.matched is not None and self.matched.coupled)
-
-    @property
-    def layerwise(self) -> bool:
-        """Whether one layer can be drawn without the others, as `kernel_init` does."""
-        return not (self.lsuv or self.first or self.coupled)
-
-
-def _uniform(key: PRNGKey, shape: Sequence[int], dtype=jnp.float32) -> Kernel:
-    return jax.random.uniform(key, shape, dtype, -0.005, 0.005)
-
-
-def _delta_orthogonal(key: PRNGKey, shape: Sequence[int], dtype=jnp.float32) -> Kernel:
-    if len(shape) == 2:  # a Dense layer has no centre to put the delta at
-        return jinit.orthogonal(math.sqrt(2))(key, shape, dtype)
-    if shape[-2] > shape[-1]:
-        raise UserError(
-            f"delta_orthogonal: wanted at least as many filters as input channels, got kernel {tuple(shape)}"
-        )
-    return jinit.delta_orthogonal(math.sqrt(2))(key, shape, dtype)
-
-
-ORTHOGONAL = Plain(jinit.orthogonal(math.sqrt(2), column_axis=-1))
-KAIMING_NORMAL = Plain(jinit.variance_scaling(2.0, "fan_in", "normal"))
-HE_NFM = Covariance("nfm", "he")
-HE_AGOP = Covariance("agop", "he")
-HE_SQRT_AGOP = Covariance("sqrt_agop", "he")
-
-METHODS: dict[str, Method] = {
-    "default": Method(
-        "PyTorch's default for a convolution: uniform, |w_i| < 1 / sqrt(fan_in)",
-        Plain(jinit.variance_scaling(1 / 3, "fan_in", "uniform")),
-    ),
-    "zeros": Method("all weights zero", Plain(jinit.zeros)),
-    "normal": Method("Gaussian with standard deviation 0.01", Plain(jinit.normal(0.01))),
-    "uniform": Method("uniform of total width 0.01", Plain(_uniform)),
-    "xavier_normal": Method(
-        "Glorot & Bengio 2010 with gain sqrt(2): Gaussian, variance 4 / (fan_in + fan_out)",
-        Plain(jinit.variance_scaling(2.0, "fan_avg", "normal")),
-    ),
-    "kaiming_uniform": Method(
-        "He et al. 2015: uniform, variance 2 / fan_in", Plain(jinit.variance_scaling(2.0, "fan_in", "uniform"))
-    ),
-    "kaiming_normal": Method("He et al. 2015: Gaussian, variance 2 / fan_in (E|w|^2 = 2)", KAIMING_NORMAL),
-    "nfm": Method("reference: NFM with unit trace", Covariance("nfm", "unit_trace", reference=True)),
-    "agop": Method("reference: AGOP^(1/2) with unit trace", Covariance("sqrt_agop", "unit_trace", reference=True)),
-    "kaiming_nfm": Method(
-        "reference: NFM * sqrt(2 / fan_in), a scale that differs by layer",
-        Covariance("nfm", "reference_kaiming", reference=True),
-    ),
-    "kaiming_agop": Method(
-        "reference: AGOP^(1/2) / 100 * sqrt(2 / fan_in)", Covariance("sqrt_agop", "reference_kaiming", reference=True)
-    ),
-    "he_nfm": Method("NFM at He scale (E|w|^2 = 2)", HE_NFM),
-    "he_agop": Method("AGOP at He scale (E|w|^2 = 2)", HE_AGOP),
-    "he_sqrt_agop": Method("AGOP^(1/2) at He scale (E|w|^2 = 2)", HE_SQRT_AGOP),
-    "first_layer_nfm": Method("NFM at He scale in the first layer, He et al. in the others", HE_NFM, first=True),
-    "spatial": Method("the NFM's kh*kw x kh*kw marginal at He scale, channels independent", Spatial()),
-    "orthogonal": Method("Saxe et al. 2014: orthogonal filters with gain sqrt(2)", ORTHOGONAL),
-    "delta_orthogonal": Method(
-        "Xiao et al. 2018: an orthogonal matrix at the kernel's centre, gain sqrt(2)", Plain(_delta_orthogonal)
-    ),
-    "lsuv": Method(
-        "Mishkin & Matas 2016: orthogonal filters, each layer's output variance 1 on a batch", ORTHOGONAL, lsuv=True
-    ),
-    "coupled_nfm": Method("NFM, the donor's basis carried from layer to layer, lsuv", HE_NFM, lsuv=True, coupled=True),
-    "coupled_agop": Method(
-        "AGOP, the donor's basis carried from layer to layer, lsuv", HE_AGOP, lsuv=True, coupled=True
-    ),
-    "coupled_sqrt_agop": Method(
-        "AGOP^(1/2), the donor's basis carried from layer to layer, lsuv", HE_SQRT_AGOP, lsuv=True, coupled=True
-    ),
-    "copy": Method("the donor's filters and biases", Copy()),
-    "copy_spaced": Method(
-        "uniformly spaced channels of the donor (Xu et al. 2024), for narrower recipients", Copy("spaced")
-    ),
-    "copy_tiled": Method(
-        "the donor's channels repeated (Net2WiderNet, Chen et al. 2016), for wider ones", Copy("tiled")
-    ),
-}
+from agop_jax.initializers.copies import RANKS, Copy
+from agop_jax.initializers.methods import METHODS, Method
+from agop_jax.initializers.sources import MATRICES, Covariance, KernelInit
 
 CONTROLS = {
     "matched_isotropic": ("control: independent weights with the same E|w|^2 per layer as", "none"),
@@ -154,10 +31,16 @@ INITIALIZERS: dict[str, str] = {name: method.description for name, method in MET
 
 # option -> how it changes a method; those with '=' take a value
 OPTIONS: dict[str, Callable[[Method, str], Method]] = {
-    "lsuv": lambda method, _: dataclasses.replace(method, lsuv=True),
+    "lsuv": lambda method, _: dataclasses.replace(method, lsuv=True, standardised=False),
+    "standardised": lambda method, _: dataclasses.replace(method, lsuv=False, standardised=True),
     "first": lambda method, _: dataclasses.replace(method, first=True),
     "mix=": lambda method, value: _with_source(method, mix=float(value)),
+    "matrix=": lambda method, value: _with_source(_coupled(method), matrix=_one_of(value, MATRICES)),
     "mixed=": lambda method, value: _coupled(method, mixed=int(value)),
+    "noise=": lambda method, value: _coupled(method, noise=float(value)),
+    "K=": lambda method, value: _coupled(method, candidates=int(value)),
+    "by=": lambda method, value: _copied(method, "ranked", by=_one_of(value, RANKS)),
+    "even": lambda method, _: _copied(method, "tiled", even=True),
     "orthogonal": lambda method, _: _coupled(method, orthogonal=True),
     "shuffled": lambda method, _: _coupled(method, shuffled=True),
     "untrained": lambda method, _: _untrained(method),
@@ -237,8 +120,10 @@ def _with_source(method: Method, **changes: Any) -> Method:
 def _coupled(method: Method, **changes: Any) -> Method:
     if not method.coupled:
         raise ValueError("it is for coupled methods")
-    if changes.get("mixed", 1) < 1:
+    if changes.get("mixed", 1) < 1 or changes.get("candidates", 1) < 1:
         raise ValueError("wanted 1 or more")
+    if not 0 <= changes.get("noise", 0) < float("inf"):
+        raise ValueError("wanted a number from 0 on")
     return dataclasses.replace(method, **changes)
 
 
@@ -246,6 +131,18 @@ def _untrained(method: Method) -> Method:
     if not method.needs_donor:
         raise ValueError("it is for methods with a donor")
     return dataclasses.replace(method, untrained=True)
+
+
+def _copied(method: Method, channels: str, **changes: Any) -> Method:
+    if not isinstance(method.source, Copy) or method.source.channels != channels:
+        raise ValueError(f"it is for 'copy_{channels}'")
+    return dataclasses.replace(method, source=dataclasses.replace(method.source, **changes))
+
+
+def _one_of(value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise ValueError(f"wanted one of {', '.join(known)}")
+    return value
 
 
 def covariance(layer: LayerFeatures, method: str | Method, key: PRNGKey | None = None) -> FeatureMatrix:

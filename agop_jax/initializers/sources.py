@@ -1,11 +1,12 @@
-"""Where a layer's filters come from: a formula, a donor's covariance, its spatial part, or the donor's own filters.
+"""Where a layer's filters come from: a formula, a donor's covariance, or its spatial part; `copies.py` has the copies.
 
-Every source makes a Flax initialiser `(key, shape, dtype) -> kernel` for one layer; `initializers.py` names them.
+Every source makes a Flax initialiser `(key, shape, dtype) -> kernel` for one layer; `methods.py` names them.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import numpy as np
 from agop_jax.core.errors import UserError
 from agop_jax.core.types import Array, Float, Kernel, PRNGKey
 from agop_jax.features.layer import LayerFeatures
-from agop_jax.features.matrix import HIGHEST, FeatureMatrix
+from agop_jax.features.matrix import FeatureMatrix
 from agop_jax.features.patches import matrix_to_kernel
 from agop_jax.features.store import REFERENCE_IMAGES
 
@@ -24,6 +25,7 @@ KernelInit = Callable[..., Kernel]  # (key, shape, dtype) -> kernel, as Flax cal
 REFERENCE_FLOOR = 1e-6
 REFERENCE_AGOP_DIVISOR = 100
 TRACES = {"unit_trace": 1.0, "he": 2.0}
+MATRICES = ("nfm", "agop", "sqrt_agop")
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,12 @@ class Covariance:
         return matrix.normalize(TRACES[self.scale])
 
 
-def require_life(layer: LayerFeatures, name: str, trace: Array) -> None:
+def require_life(layer: LayerFeatures, name: str, trace: Any) -> None:
     """From a matrix of zeros nothing but zeros could be drawn.
 
     The AGOP of a layer is zero where no output depends on it, its NFM where its weights are zero.
     """
-    if isinstance(trace, jax.core.Tracer) or bool((trace > 0).all()):
+    if isinstance(trace, jax.core.Tracer) or bool(np.all(trace > 0)):
         return
     cause, others = "as all its weights are", "'kaiming_normal'"
     if name != "nfm":
@@ -120,7 +122,10 @@ def require_life(layer: LayerFeatures, name: str, trace: Array) -> None:
 class Spatial:
     """Filters whose kh*kw x kh*kw covariance is the donor's, averaged over channels; the channels are independent.
 
-    Sigma = A (x) I with A the marginal of the NFM and E|w|^2 = 2. It names no channel, so any `cin` will do.
+    Sigma = A (x) I with A the marginal of the NFM and E|w|^2 = 2. It names no channel, so any `cin` will do. It is the
+    learned form of the structured initialisation of Trockman, Willmott & Kolter ("Understanding the covariance
+    structure of convolutional filters", ICLR 2023): they transfer the covariance of a trained network's depthwise
+    filters to another network. Nothing of their closed form is used here.
     """
 
     def sigma(self, layer: LayerFeatures) -> FeatureMatrix:
@@ -142,76 +147,6 @@ class Spatial:
             return draws.T.reshape(shape).astype(dtype)
 
         return init
-
-
-@dataclass(frozen=True)
-class Copy:
-    """The donor's own filters.
-
-    Attributes:
-      channels: 'same', 'spaced' (uniformly spaced channels, for narrower recipients: weight selection, Xu et al. 2024)
-        or 'tiled' (repeated channels whose outgoing weights are shared out: Net2WiderNet, Chen et al. 2016).
-    """
-
-    channels: str = "same"
-
-    def kernel_init(self, layer: LayerFeatures, rows: np.ndarray | None = None) -> KernelInit:
-        """The random key shares out what tiled channels give; else it is not used.
-
-        Args:
-          layer: of the donor.
-          rows: which row of the donor's matrix each row of the recipient's is; None for a layer by itself, whose input
-            channels are those of one layer before it.
-        """
-
-        def init(key: PRNGKey, shape: Sequence[int], dtype=jnp.float32) -> Kernel:
-            kernel = layer.kernel
-            if self.channels == "same" or layer.groups > 1 or layer.stacked:
-                self._require_fit(layer, shape)
-                return kernel.astype(dtype)
-            check_fit(layer, (*shape[:-2], *kernel.shape[-2:]))
-            columns = self.indices(kernel.shape[-1], shape[-1])
-            own = self._rows(kernel.shape, shape) if rows is None else rows
-            drawn = kernel.reshape(-1, kernel.shape[-1])[own][:, columns]
-            shares = _shares(key, own, shape[-1]) if self.channels == "tiled" else 1
-            return (drawn * shares).reshape(shape).astype(dtype)
-
-        return init
-
-    def _require_fit(self, layer: LayerFeatures, shape: Sequence[int]) -> None:
-        if tuple(shape) != layer.kernel.shape:
-            raise UserError(
-                f"layer {layer.path!r}: the donor's kernel is {layer.kernel.shape}, the recipient's {tuple(shape)}: "
-                "'copy' needs the same; 'copy_spaced' copies to fewer channels, 'copy_tiled' to more"
-            )
-
-    def _rows(self, donor: Sequence[int], recipient: Sequence[int]) -> np.ndarray:
-        window = math.prod(donor[:-2])
-        cin = self.indices(donor[-2], recipient[-2])
-        return (np.arange(window)[:, None] * donor[-2] + cin).ravel()
-
-    def indices(self, donor: int, recipient: int) -> np.ndarray:
-        """Which of the donor's channels each channel of the recipient is."""
-        if self.channels == "tiled" or donor == recipient:
-            return np.arange(recipient) % donor
-        if recipient > donor:
-            raise UserError(
-                f"'copy_spaced' needed at most the donor's {donor} channels, got {recipient}: use 'copy_tiled'"
-            )
-        return np.round(np.linspace(0, donor - 1, recipient)).astype(int)
-
-
-def _shares(key: PRNGKey, rows: np.ndarray, filters: int) -> Float[Array, "k filters"]:
-    """What each copy of a channel gives to each filter: random, and 1 in sum over the copies.
-
-    Equal shares would give all copies the same gradients, so that they stayed copies for ever.
-    """
-    weights = jax.random.uniform(key, (len(rows), filters), minval=0.5, maxval=1.5)
-    total = jnp.zeros((rows.max() + 1, filters)).at[rows].add(weights)
-    return weights / total[rows]
-
-
-Source = Plain | Covariance | Spatial | Copy
 
 
 def draws_to_kernel(filters: Float[Array, "*stack num k"], layer: LayerFeatures, shape: Sequence[int]) -> Kernel:
@@ -258,12 +193,3 @@ def mixing(
     order = jnp.concatenate([jax.random.permutation(one, donor) for one in rounds])[: recipient * m]
     columns = jnp.repeat(jnp.arange(recipient), m)
     return jnp.zeros((donor, recipient)).at[order, columns].add(weights.ravel())
-
-
-def carried_filters(
-    factor: Float[Array, "k filters"], basis: Float[Array, "cin2 cin"], xi: Float[Array, "filters new"]
-) -> Float[Array, "k2 new"]:
-    """(I (x) B) F xi: mixed filters, moved from the donor's input channels to the recipient's; see `coupling.py`."""
-    cin = basis.shape[1]
-    moved = jnp.einsum("ac,pcf->paf", basis, factor.reshape(-1, cin, factor.shape[-1]), precision=HIGHEST)
-    return jnp.dot(moved.reshape(-1, moved.shape[-1]), xi, precision=HIGHEST)
