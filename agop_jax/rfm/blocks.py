@@ -33,8 +33,8 @@ def kernel_products(
     over = devices.mesh()
     shape = _shape(len(rows), len(columns), rows.dtype, over)
     padded = _padded(rows, shape)
-    places = devices.place((kernel, columns, weights), over)
-    return devices.collect(_products(over, shape, padded, *places)[: len(rows)], over)
+    kernel, columns, weights = devices.place((kernel, columns, weights), over)
+    return devices.collect(_products(over, shape, padded, kernel, columns, weights)[: len(rows)], over)
 
 
 def gradient_moments(
@@ -47,8 +47,8 @@ def gradient_moments(
     over = devices.mesh()
     shape = _shape(len(rows), len(columns), rows.dtype, over)
     padded, valid = _padded(rows, shape), _padded(jnp.ones(len(rows), rows.dtype), shape)
-    places = devices.place((kernel, columns, weights), over)
-    return devices.collect(_moments(over, shape, padded, valid, *places), over)
+    kernel, columns, weights = devices.place((kernel, columns, weights), over)
+    return devices.collect(_moments(over, shape, padded, valid, kernel, columns, weights), over)
 
 
 kernel_columns = jax.jit(kernel_block)  # of few columns, or of few rows and columns
@@ -93,7 +93,8 @@ def _moments(
         start = jnp.zeros((size, size), rows.dtype), jnp.zeros((weights.shape[1], size), rows.dtype)
 
         def add(total: Any, block: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradient_block(kernel, *block, columns, weights)), None
+            rows, valid = block
+            return jax.tree.map(jnp.add, total, gradient_block(kernel, rows, valid, columns, weights)), None
 
         total, _ = jax.lax.scan(add, start, (_blocks(rows, shape), _blocks(valid, shape)))
         return jax.lax.psum(total, devices.AXIS)

@@ -9,6 +9,8 @@ from agop_jax.core.errors import UserError, unknown_name
 from agop_jax.rfm.solvers import METHODS
 
 DTYPES = ("float32", "float64")
+KERNELS = ("arc_cosine", "radial")  # of patches
+PADDINGS = ("SAME", "VALID")
 
 
 def require_finite(name: str, array: np.ndarray) -> None:
@@ -65,10 +67,13 @@ def require_parameters(parameters: Mapping[str, Any]) -> None:
         "rank": ("1 or more", lambda value: value >= 1),
         "tolerance": ("above 0", lambda value: value > 0),
         "steps": ("1 or more", lambda value: value >= 1),
+        "kernel_size": ("1 or more", lambda value: value >= 1),
+        "stride": ("1 or more", lambda value: value >= 1),
+        "positions": ("1 or more", lambda value: value >= 1),
     }
     for name, (wanted, holds) in limits.items():
         if name in parameters and not holds(parameters[name]):
             raise UserError(f"{name}: needed {wanted}, got {parameters[name]!r}")
-    for name, known in (("solver", METHODS), ("dtype", DTYPES)):
-        if parameters[name] not in known:
+    for name, known in (("solver", METHODS), ("dtype", DTYPES), ("kernel", KERNELS), ("padding", PADDINGS)):
+        if name in parameters and parameters[name] not in known:
             raise unknown_name(name, str(parameters[name]), known)

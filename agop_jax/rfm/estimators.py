@@ -118,7 +118,7 @@ class RecursiveMachine(BaseEstimator):
         return jax.enable_x64(True) if self.dtype == "float64" else contextlib.nullcontext()
 
     def _inputs(self, X: Any, reset: bool) -> np.ndarray:
-        inputs = validate_data(self, X, reset=reset, dtype=self.dtype, ensure_all_finite=False)
+        inputs = np.asarray(validate_data(self, X, reset=reset, dtype=self.dtype, ensure_all_finite=False))
         checks.require_finite("X", inputs)
         if reset:
             self.mean_ = inputs.mean(0, dtype=np.float64).astype(self.dtype)
@@ -198,7 +198,7 @@ class RFM(Regression, RecursiveMachine):
     Args:
       bandwidth: L, in units of the inputs.
       exponent: 1 is the Laplace kernel, 2 the Gaussian of standard deviation `bandwidth / sqrt(2)`.
-      ridge: added to the diagonal of the kernel matrix, whose own is 1.
+      ridge: added to the diagonal of the kernel matrix, in units of that diagonal's mean, 1.
       iterations: fits after the first.
       diagonal: M is the diagonal of the AGOP.
       centred: gradients less their mean over the inputs, as a covariance has them.

@@ -62,7 +62,7 @@ class Recursion:
     Attributes:
       kernel: of mapped patches.
       solver: of each round's equation.
-      ridge: of each round.
+      ridge: of each round, in units of the mean of the kernel matrix's diagonal.
       iterations: rounds after the first fit, which has M = I.
       diagonal: whether M is the diagonal of the AGOP.
       centred: whether gradients are centred.
@@ -89,22 +89,25 @@ class Recursion:
           The machine, and a row for each round: 'round', 'score', 'residual', 'steps', 'seconds'.
         """
         factor: Array = jnp.ones(patches.shape[-1], patches.dtype)  # the identity, as a diagonal
-        best, rows = None, []
+        kept: list[tuple[float, Machine]] = []
+        rows = []
         for number in range(self.iterations + 1):
             start = time.perf_counter()
             machine, solution = self._fit(patches, targets, factor)
-            rows.append({"round": number, "score": score(machine), "residual": solution.residual})
-            rows[-1] |= {"steps": solution.steps}
-            if best is None or not rows[-1]["score"] <= rows[best[1]]["score"]:
-                best = machine, number
+            reached = score(machine)
+            if not kept or not reached <= kept[0][0]:
+                kept = [(reached, machine)]
             if number < self.iterations:
                 factor = self._next(machine)
-            rows[-1] |= {"seconds": time.perf_counter() - start}
-        return best[0], rows
+            seconds = time.perf_counter() - start
+            solved = {"residual": solution.residual, "steps": solution.steps}
+            rows.append({"round": number, "score": reached, **solved, "seconds": seconds})
+        return kept[0][1], rows
 
     def _fit(self, patches: Array, targets: Array, factor: Array) -> tuple[Machine, Solution]:
         points = mapped(patches, factor)
-        solution = self.solver(self.kernel, points, targets, self.ridge)
+        ridge = self.ridge * float(self.kernel.diagonal(points).sum(1).mean())
+        solution = self.solver(self.kernel, points, targets, ridge)
         return Machine(self.kernel, factor, points, solution.weights), solution
 
     def _next(self, machine: Machine) -> Array:
