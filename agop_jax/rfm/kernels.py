@@ -49,9 +49,10 @@ class Radial:
         """
         squared = squared_distances(u, v)
         power = self._power(squared)
-        slope = -self.exponent * power * jnp.exp(-power) / jnp.where(squared > 0, squared, 1)
         if self.exponent == 2:
             slope = -2 * jnp.exp(-power) / self.bandwidth**2
+        else:
+            slope = -self.exponent * power * jnp.exp(-power) / jnp.where(squared > 0, squared, 1)
 
         def one(column: Float[Array, "c"]) -> Float[Array, "b r"]:
             sums = jnp.dot(slope, jnp.concatenate([column[:, None], column[:, None] * v], 1), precision=HIGHEST)

@@ -22,7 +22,7 @@ from agop_jax.core.errors import UserError
 from agop_jax.core.types import Array, Float
 from agop_jax.features.matrix import HIGHEST
 from agop_jax.rfm.blocks import BLOCK_BYTES, TEMPORARIES, kernel_columns, kernel_products
-from agop_jax.rfm.kernels import Kernel
+from agop_jax.rfm.kernels import COLUMNS, Kernel
 from agop_jax.rfm.pivots import Preconditioner, partial_cholesky, preconditioner
 
 TILE = 1024  # rows and columns of the kernel matrix that are computed at a time
@@ -91,9 +91,10 @@ def chosen_method(
     """
     room = SHARE * free_bytes() if memory is None else memory * GIB
     count, size, outputs = numbers
-    points = (2 * size + 6 * outputs) * count * itemsize + TEMPORARIES * BLOCK_BYTES
+    points = (2 * size + max(size, COLUMNS) + 6 * outputs) * count * itemsize + TEMPORARIES * BLOCK_BYTES
+    matrices = 1 if jax.default_backend() == "cpu" else 2  # a factor in the matrix's own place, or beside it
     needed = {
-        "cholesky": points + count**2 * itemsize,
+        "cholesky": points + matrices * count**2 * itemsize,
         "cg": points + rank * count * (itemsize + 24),  # the factor, and its singular vectors in float64
     }
     method = ("cholesky" if needed["cholesky"] <= room else "cg") if method == "auto" else method
