@@ -12,8 +12,6 @@ from agop_jax.experiments.config import experiment_config, shrink
 from agop_jax.experiments.settings import Config
 from agop_jax.results.tables import read_results
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def small(*inits):
     config = experiment_config()
@@ -32,6 +30,7 @@ def test_a_donor_from_machines_and_recipients_from_their_own(tmp_path):
     donor = json.loads((tmp_path / "donor.json").read_text())
     assert donor["source"] == "rfm:"
     assert donor["seconds"] > 0
+    assert "recursive feature machines drew the donor" in (tmp_path / "report.html").read_text()
     features = load_features(tmp_path / "features")
     np.testing.assert_allclose(features["Conv_0"].agop.trace, 2, rtol=1e-3)
     assert [row["init"] for row in read_results(tmp_path / "results.csv")] == ["kaiming_normal", "convrfm", "he_agop"]
