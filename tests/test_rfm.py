@@ -168,6 +168,20 @@ def test_a_classifier_in_a_pipeline_and_a_grid():
     assert clone(grid.best_estimator_).get_params()["rfmclassifier__iterations"] == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "estimator", [RFM(iterations=1), RFMClassifier(iterations=1)], ids=lambda one: type(one).__name__
+)
+def test_scikit_learn_takes_it_for_one_of_its_own(estimator):
+    """All its checks but two that ask 1e-7 of float32, and one that passes values of any type, which tests check here."""
+    from sklearn.utils.estimator_checks import check_estimator
+
+    results = check_estimator(estimator, on_fail=None, on_skip=None)
+    failed = {one["check_name"] for one in results if one["status"] == "failed"}
+    checked = {"check_do_not_raise_errors_in_init_or_set_params"}
+    assert failed <= {"check_methods_subset_invariance", "check_methods_sample_order_invariance"} | checked
+
+
 def test_digits_are_read():
     inputs, labels = load_digits(return_X_y=True)
     train, test, y, truth = train_test_split(inputs / 16, labels, train_size=500, random_state=0)
@@ -222,6 +236,7 @@ BAD = {
     "got 1 class, 'a'": (RFMClassifier(), X, np.full(20, "a")),
     "needed 2 rows or more": (RFM(), X[:1], Y[:1]),
     "ridge: needed more than 0, since X has rows that are repeated": (RFM(ridge=0), np.concatenate([X, X]), [*Y, *Y]),
+    "requires y to be passed": (RFM(), X, None),
     "one target a row": (RFM(), X, Y[:5]),
     "bandwidth: needed above 0, got 0": (RFM(bandwidth=0), X, Y),
     "exponent: needed above 0 and at most 2, got 3": (RFM(exponent=3), X, Y),

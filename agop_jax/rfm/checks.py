@@ -23,6 +23,12 @@ def require_finite(name: str, array: np.ndarray) -> None:
         )
 
 
+def require_targets(name: str, targets: Any) -> None:
+    """Refuses to fit without targets, in the words that scikit-learn looks for."""
+    if targets is None:
+        raise UserError(f"{name} requires y to be passed, but the target y is None")
+
+
 def require_rows(count: int) -> None:
     """Refuses what nothing can be learned from."""
     if count < 2:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from agop_jax.core import devices
 from agop_jax.core.types import Array, Float
@@ -75,6 +75,7 @@ class RecursiveMachine(BaseEstimator):
             the same, a ridge of zero with repeated rows, a kernel matrix that does not fit.
         """
         checks.require_parameters(self.get_params())
+        checks.require_targets(type(self).__name__, y)
         inputs, targets = self._inputs(X, reset=True), np.asarray(y)
         checks.require_rows(len(inputs))
         checks.require_same_length(inputs, targets)
@@ -141,6 +142,11 @@ class RecursiveMachine(BaseEstimator):
 class Regression(RegressorMixin):
     """Targets are numbers."""
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
     def predict(self, X: Any) -> np.ndarray:
         """Numbers of the shape of the targets of `fit`."""
         outputs = self._outputs(X)
@@ -162,7 +168,8 @@ class Classification(ClassifierMixin):
 
     def predict(self, X: Any) -> np.ndarray:
         """The label of the largest output."""
-        return self.classes_[self._by_class(self._outputs(X)).argmax(1)]
+        outputs = self._by_class(self._outputs(X))
+        return self.classes_[outputs.argmax(1)]
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "n classes"]:
         """Outputs cut to the range of 0 to 1 and divided by their sum; least squares gives no others."""
@@ -173,10 +180,11 @@ class Classification(ClassifierMixin):
         if targets.dtype.kind == "f":
             checks.require_finite("y", targets)
         check_classification_targets(targets)
+        targets = column_or_1d(targets, warn=True)
         self.classes_, places = np.unique(targets, return_inverse=True)
         checks.require_classes(self.classes_)
         chosen = np.arange(len(self.classes_)) if len(self.classes_) > 2 else np.array([1])
-        return (places.reshape(-1, 1) == chosen).astype(np.float64)
+        return (places[:, None] == chosen).astype(np.float64)
 
     def _by_class(self, outputs: np.ndarray) -> np.ndarray:
         return np.concatenate([1 - outputs, outputs], 1) if outputs.shape[1] == 1 else outputs
