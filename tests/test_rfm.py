@@ -173,7 +173,7 @@ def test_a_classifier_in_a_pipeline_and_a_grid():
     "estimator", [RFM(iterations=1), RFMClassifier(iterations=1)], ids=lambda one: type(one).__name__
 )
 def test_scikit_learn_takes_it_for_one_of_its_own(estimator):
-    """All its checks but two that ask 1e-7 of float32, and one that passes values of any type, which tests check here."""
+    """All its checks but two that ask 1e-7 of float32, and one that passes values of types that are refused here."""
     from sklearn.utils.estimator_checks import check_estimator
 
     results = check_estimator(estimator, on_fail=None, on_skip=None)
