@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from agop_jax.core.errors import UserError
 from agop_jax.core.types import Kernel, PRNGKey
 from agop_jax.features.layer import LayerFeatures
-from agop_jax.initializers.registry import Method, register_method
+from agop_jax.initializers.methods import Method
+from agop_jax.initializers.registry import register_method
 from agop_jax.initializers.sources import KernelInit
 
 
