@@ -1,4 +1,4 @@
-"""The benchmarks: python -m benchmarks.run [--suite=extract|probe|init|store|train|start|growth|all] [...].
+"""The benchmarks: python -m benchmarks.run [--suite=extract|probe|init|store|train|start|growth|rfm|all] [...].
 
 Each suite times this package beside its peers in PyTorch and beside what the hardware allows, in one run, and writes
 `OUT/SUITE.json` and `OUT/SUITE.md`. With `--pages=ROOT`, the tables also go into `ROOT/docs/benchmarks.md` and their
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agop_jax.core.errors import UserError
 
-SUITES = ("extract", "probe", "init", "store", "train", "start", "growth")
+SUITES = ("extract", "probe", "init", "store", "train", "start", "growth", "rfm")
 
 
 @dataclass(frozen=True)

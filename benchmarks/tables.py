@@ -17,7 +17,7 @@ BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 README, PAGE = Path("README.md"), Path("docs/benchmarks.md")
 PEER = "PyTorch peer"  # in the name of a peer's row
 NOT_MEASURED = "not measured"
-ORDER = ("extract", "probe", "init", "store", "train", "start", "growth")
+ORDER = ("extract", "probe", "init", "store", "train", "start", "growth", "rfm")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from agop_jax.experiments.settings import Config
 from agop_jax.experiments.sweep import Sweep
 from agop_jax.experiments.sweep_tables import Cell
 from agop_jax.results.tables import read_results
+from agop_jax.rfm import RFM, ConvRFM
 from agop_jax.training.device_data import DeviceData
 from agop_jax.training.loop import Run, Settings, Trainer, train
 from agop_jax.training.resumable import Stopped, stoppable
@@ -39,6 +40,7 @@ FEATURES = (
     ("patch_jacobian", 13, "float64"),
     ("gram", 13, "float32"),
 )
+MACHINES = (("cholesky", 1), ("cg", 1), ("cholesky", 9))
 
 
 class Net(nn.Module):
@@ -75,6 +77,18 @@ def features(batch_size: int, method: str, dtype: str) -> dict[str, np.ndarray]:
     values = {path: layer.agop.dense() for path, layer in found.items()}
     errors = {f"{path} error": layer.standard_error for path, layer in found.items() if method == "probe"}
     return {path: np.asarray(value) for path, value in {**values, **errors}.items()}
+
+
+def machine(solver: str, positions: int) -> list[np.ndarray]:
+    """M and the predictions of a recursive feature machine on 53 points, whose rows 8 does not divide."""
+    inputs = np.random.default_rng(0).normal(size=(53, 6, 5, 1))
+    targets = (inputs[:, 0, 0] * inputs[:, 1, 1])[:, 0]
+    options = {"iterations": 2, "dtype": "float64", "solver": solver, "rank": 20, "tolerance": 1e-9, "progress": False}
+    if positions == 1:
+        inputs, fitted = inputs.reshape(53, -1), RFM(**options)
+    else:
+        fitted = ConvRFM(positions=positions, **options)
+    return [np.asarray(fitted.fit(inputs, targets).M_.dense()), fitted.predict(inputs[:13])]
 
 
 def sweeps(path: pathlib.Path, number: int, **changes) -> Callable[[], Sweep]:
@@ -164,6 +178,10 @@ def main() -> None:
             with devices.only(jax.devices()[:1]):
                 one = features(batch_size, method, dtype)
         found[f"{method} {batch_size} {dtype}"] = difference(many.values(), one.values())
+    for solver, positions in MACHINES:
+        many = machine(solver, positions)
+        with devices.only(jax.devices()[:1]):
+            found[f"machine {solver} {positions}"] = difference(many, machine(solver, positions))
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder)
         at_once = recipients(path / "at once", 4)

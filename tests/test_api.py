@@ -7,7 +7,18 @@ from pathlib import Path
 import agop_jax
 
 PAGE = Path(__file__).parent.parent / "docs" / "api.md"
-PACKAGES = ["core", "features", "data", "models", "initializers", "analysis", "results", "training", "experiments"]
+PACKAGES = [
+    "core",
+    "features",
+    "data",
+    "models",
+    "initializers",
+    "rfm",
+    "analysis",
+    "results",
+    "training",
+    "experiments",
+]
 MODULES = {"agop_jax.core.devices", "agop_jax.core.hosts", "agop_jax.results.feature_figures"}
 
 

@@ -1,4 +1,4 @@
-"""The house: nine packages, and an import may only point down. Packages on one line do not know each other."""
+"""The house: ten packages, and an import may only point down. Packages on one line do not know each other."""
 
 import ast
 import importlib
@@ -14,7 +14,7 @@ PACKAGE = pathlib.Path(agop_jax.__file__).parent
 HOUSE = """
     main
     experiments
-    training initializers analysis results
+    training initializers rfm analysis results
     data models features
     core
 """

@@ -43,6 +43,12 @@ def test_features_in_float32_are_the_same_but_for_rounding(differences):
     assert differences["gram 13 float32"] < 4e-6
 
 
+@pytest.mark.parametrize("options", ["cholesky 1", "cg 1", "cholesky 9"])
+def test_recursive_feature_machines_are_the_same(differences, options):
+    """M and predictions of 53 points by either solver, and of images at nine positions."""
+    assert differences[f"machine {options}"] < 1e-6
+
+
 def test_recipients_that_are_trained_at_once_are_the_same(differences):
     """Two at a time, on four devices each, against one at a time on eight: same rows in the same order."""
     assert differences["recipients at once"]

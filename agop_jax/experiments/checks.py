@@ -13,12 +13,14 @@ from agop_jax.core.errors import UserError
 from agop_jax.data import Dataset, Pipeline
 from agop_jax.experiments import outlines
 from agop_jax.experiments.donors import pipeline_for
+from agop_jax.experiments.machines import SOURCE
 from agop_jax.experiments.outlines import Shape
 from agop_jax.experiments.places import device_groups
 from agop_jax.experiments.settings import Config
 from agop_jax.features.grams import output_function
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.matrix import FeatureMatrix
+from agop_jax.initializers.drawn import Drawn
 from agop_jax.initializers.methods import Method
 from agop_jax.initializers.registry import get_method
 from agop_jax.initializers.whitening import Whitened
@@ -102,6 +104,8 @@ def check_recipients(config: Config, dataset: Dataset, donor: Outline | None) ->
 
 def _check_init(init: str, recipient: Outline, donor: Outline | None, chosen: Sequence[str]) -> None:
     method = get_method(init)
+    if isinstance(method.source, Drawn):
+        return _check_drawn(init, recipient, chosen)
     if method.needs_network and donor:
         _check_inputs(init, recipient.inputs, donor.inputs)
     for path in chosen[:1] if method.first else chosen:
@@ -122,12 +126,25 @@ def _check_method(config: Config, init: str) -> None:
     """Coupled inits need a factor of the AGOP, which the definition of it does not give."""
     method = get_method(init)
     matrix = getattr(method.source, "matrix", "nfm")
-    extracted = not config.features.source and config.features.method == "patch_jacobian"
-    if extracted and matrix != "nfm" and (method.coupled or (method.matched and method.matched.coupled)):
+    coupled = method.coupled or (method.matched and method.matched.coupled)
+    if config.features.source or matrix == "nfm" or not coupled:
+        return
+    if config.donor.source == SOURCE:
+        raise UserError(f"init {init!r} needs gradient Gram matrices, which a donor from {SOURCE!r} has not: train one")
+    if config.features.method == "patch_jacobian":
         raise UserError(
             f"init {init!r} needs gradient Gram matrices, which config.features.method 'patch_jacobian' does not give: "
             "use 'gram'"
         )
+
+
+def _check_drawn(init: str, recipient: Outline, chosen: Sequence[str]) -> None:
+    """Of a recursive feature machine, which knows no donor and draws convolutions alone."""
+    for path in chosen:
+        if len(recipient.kernels[path]) < 3:
+            raise UserError(
+                f"init {init!r}, layer {path!r}: it draws convolutions alone: select them with config.recipients.layers"
+            )
 
 
 def _check_inputs(init: str, recipient: Shape, donor: Shape) -> None:

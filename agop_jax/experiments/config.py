@@ -44,7 +44,7 @@ class _Fields(ml_collections.ConfigDict):
 def experiment_config() -> ml_collections.ConfigDict:
     """The defaults, to be changed by a config file and the command line."""
     config = _Fields(Config().to_dict())
-    for name in ("data", "donor", "features", "ansatz", "pictures", "train", "recipients", "statistics"):
+    for name in ("data", "donor", "features", "ansatz", "pictures", "rfm", "train", "recipients", "statistics"):
         config[name] = _Fields(config[name])
     config.donor.train = _Fields(config.donor.train)
     unset = {name: config_dict.placeholder(kind) for name, kind in _model_fields().items()}
@@ -74,6 +74,7 @@ def shrink(config: ml_collections.ConfigDict, inits: tuple[str, ...]) -> None:
     """Makes a config a smoke run of seconds: what `configs/x.py:quick` gives."""
     config.donor.train.steps = config.train.steps = 20
     config.features.num_images = config.recipients.num_images = 64
+    config.rfm.num_images = 32
     config.ansatz.draws, config.ansatz.resamples = 10, 10
     config.recipients.inits, config.recipients.seeds, config.recipients.tuning_seeds = inits, 2, 1
     config.recipients.learning_rates = config.recipients.learning_rates[:1]

@@ -4,6 +4,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,10 @@ from agop_jax.core.compilation import GIB, free_bytes
 from agop_jax.core.errors import UserError
 from agop_jax.core.types import Array, Variables
 from agop_jax.data import AnySplit, Dataset, Pipeline, subset
+from agop_jax.experiments import machines
 from agop_jax.experiments.keys import Role, key, stream
 from agop_jax.experiments.settings import Config
-from agop_jax.experiments.workdir import CHECKPOINTS, DONOR
+from agop_jax.experiments.workdir import CHECKPOINTS, DONOR, FEATURES
 from agop_jax.features import store
 from agop_jax.features.extraction import extract
 from agop_jax.features.layer import LayerFeatures
@@ -71,6 +73,8 @@ def load_donor(config: Config, dataset: Dataset, path: Path, environment: str = 
     """
     if hosts.exists(path / DONOR):
         logging.info("donor: read from %s", path / DONOR)
+    elif config.donor.source == machines.SOURCE:
+        draw_donor(config, dataset, path, environment)
     elif config.donor.source:
         keep_source(config, dataset, path, environment)
     else:
@@ -93,6 +97,24 @@ def keep_source(config: Config, dataset: Dataset, path: Path, environment: str) 
         summary |= {"test_accuracy": test_accuracy, "test_loss": test_loss}
     files.atomic_write_text(path / "donor.json", json.dumps(summary, indent=1))
     save_pretrained(path / DONOR, donor, summary)
+
+
+def draw_donor(config: Config, dataset: Dataset, path: Path, environment: str) -> None:
+    """Draws every convolution from recursive feature machines, whose M stand in the place of the AGOP."""
+    start, pipeline = untrained_donor(config, dataset), pipeline_for(config, dataset, config.donor.resize)
+    own_key, indices = key(Role.DONOR_FILTERS, config.seed), np.arange(len(dataset.train.labels))
+    network = start.model, start.variables, pipeline
+    features, seconds = machines.drawn_features(config.rfm, *network, dataset.train, indices, own_key, ".*")
+    sample = pipeline(jnp.asarray(dataset.train.take(indices[:1]).load().images))
+    pattern = "|".join(map(re.escape, features))
+    variables = initialize(start.model, start.variables, sample, features, "convrfm", key=own_key, layers=pattern)
+    summary = {"source": machines.SOURCE, "seconds": round(seconds, 1), "environment": environment}
+    files.atomic_write_text(path / "donor.json", json.dumps(summary, indent=1))
+    about = {"model": models.describe(start.model), "data": dataset.name, "method": "rfm"}
+    about["num_images"] = min(config.rfm.num_images, len(indices))
+    if not hosts.exists(path / FEATURES):
+        store.save_features(path / FEATURES, features, json.loads(json.dumps(about)))
+    save_pretrained(path / DONOR, start._replace(variables=jax.device_get(variables)), summary)
 
 
 def train_donor(config: Config, dataset: Dataset, path: Path, environment: str) -> None:

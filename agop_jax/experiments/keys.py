@@ -18,6 +18,7 @@ class Role(enum.Enum):
     DONOR_START = "donor initialisation"
     DONOR_IMAGES = "order of the donor's images"
     DONOR_TRAINING = "donor's batches, augmentation and dropout"
+    DONOR_FILTERS = "donor's filters from recursive feature machines"
     FEATURE_PROBES = "random cotangents of the features"
     ANSATZ = "null and bootstrap of the ansatz"
     RECIPIENT_START = "recipient's own parameters"

@@ -17,12 +17,15 @@ from agop_jax.data import Dataset, subset
 from agop_jax.experiments import draws
 from agop_jax.experiments.donors import DonorNetwork
 from agop_jax.experiments.keys import Role, key, stream
+from agop_jax.experiments.machines import drawn_features
 from agop_jax.experiments.outlines import input_shape, kernel_shapes
 from agop_jax.experiments.places import Place
 from agop_jax.experiments.settings import Config
 from agop_jax.experiments.sweep_tables import Cell
 from agop_jax.experiments.workdir import CHECKPOINTS, DRAWS
+from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.taps import tap
+from agop_jax.initializers.drawn import Drawn
 from agop_jax.initializers.model import Initialization, initialization
 from agop_jax.initializers.passes import Donor
 from agop_jax.initializers.registry import get_method
@@ -81,20 +84,22 @@ def start(comparison: Comparison, cell: Cell, seed: int, trainer: Trainer) -> In
     pictures = jnp.asarray(comparison.dataset.train.take(indices).load().images)
     inputs = trainer.pipeline(pictures)
     variables = models.own_variables(trainer.model, key(Role.RECIPIENT_START, seed), inputs[:1])
+    drawn = isinstance(method.source, Drawn)
 
     def draw() -> Initialization:
         return initialization(
             trainer.model,
             variables,
             inputs,
-            donor.features,
+            _drawn_features(comparison, cell, seed, trainer, variables) if drawn else donor.features,
             cell.init,
             key=key(Role.RECIPIENT_DRAW, seed),
             layers=config.layers,
             donor=Donor(donor.model, donor.variables, donor.pipeline(pictures)) if method.needs_network else None,
         )
 
-    return draws.kept(_draw_path(comparison, cell, seed), variables, draw) if method.needs_examples else draw()
+    costly = method.needs_examples or drawn
+    return draws.kept(_draw_path(comparison, cell, seed), variables, draw) if costly else draw()
 
 
 def forget(comparison: Comparison, cell: Cell, seed: int) -> None:
@@ -105,6 +110,16 @@ def forget(comparison: Comparison, cell: Cell, seed: int) -> None:
 
 def _draw_path(comparison: Comparison, cell: Cell, seed: int) -> Path:
     return comparison.workdir / DRAWS / f"{cell.name(seed)}.npz"
+
+
+def _drawn_features(
+    comparison: Comparison, cell: Cell, seed: int, trainer: Trainer, variables: Variables
+) -> dict[str, LayerFeatures]:
+    """From the recipient's own training images and their labels."""
+    network, config = (trainer.model, variables, trainer.pipeline), comparison.config
+    images, own_key = comparison.images(cell, seed), key(Role.RECIPIENT_DRAW, seed)
+    options = comparison.dataset.train, images, own_key, config.recipients.layers
+    return drawn_features(config.rfm, *network, *options)[0]
 
 
 def train(comparison: Comparison, cell: Cell, rate: float, seed: int, place: Place, on_step: OnStep) -> Trained:

@@ -74,7 +74,7 @@ class ModelConfig(Section):
 class DonorConfig(Section):
     """The network whose features are used."""
 
-    source: str = ""  # orbax:DIR, npz:FILE, safetensors:FILE, hub:OWNER/NAME; empty: trained here
+    source: str = ""  # orbax:DIR, npz:FILE, safetensors:FILE, hub:OWNER/NAME; rfm: (see there); empty: trained here
     mean: tuple[float, ...] = ()  # of a source, per channel, in units of pixel / 255; empty: its own, or ImageNet's
     std: tuple[float, ...] = ()
     data: str = ""  # donor's data; empty: the recipients'
@@ -137,6 +137,28 @@ class PictureConfig(Section):
 
     def __post_init__(self) -> None:
         require_pattern("pictures.layers", self.layers)
+
+
+@dataclass(frozen=True)
+class MachineConfig(Section):
+    """Recursive feature machines: of init 'convrfm', and of a donor from 'rfm:'."""
+
+    kernel: str = "arc_cosine"  # of patches: arc_cosine, radial
+    bandwidth: float = 10.0  # of kernel radial
+    exponent: float = 1.0  # of kernel radial: 1 is the Laplace kernel, 2 the Gaussian
+    ridge: float = 1e-3  # in units of the mean of the kernel matrix's diagonal
+    iterations: int = 1  # fits of a layer after the first
+    positions: int = 16  # of an image, at most, that a fit looks at
+    num_images: int = 1000  # labelled training images that it looks at
+
+    def __post_init__(self) -> None:
+        require("rfm.kernel", self.kernel, self.kernel in ("arc_cosine", "radial"), "arc_cosine or radial")
+        require("rfm.bandwidth", self.bandwidth, self.bandwidth > 0, "a number above 0")
+        require("rfm.exponent", self.exponent, 0 < self.exponent <= 2, "a number above 0 and at most 2")
+        require("rfm.ridge", self.ridge, self.ridge >= 0, "0 or more")
+        require_numbers("rfm", self, ("iterations",), 0)
+        require_numbers("rfm", self, ("positions",), 1)
+        require_numbers("rfm", self, ("num_images",), 2)
 
 
 @dataclass(frozen=True)
@@ -205,6 +227,7 @@ class Config(Section):
     features: FeatureConfig = field(default_factory=FeatureConfig)
     ansatz: AnsatzConfig = field(default_factory=AnsatzConfig)
     pictures: PictureConfig = field(default_factory=PictureConfig)
+    rfm: MachineConfig = field(default_factory=MachineConfig)
     train: Settings = field(default_factory=lambda: Settings(steps=200))  # recipients
     recipients: RecipientConfig = field(default_factory=RecipientConfig)
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)

@@ -1,6 +1,7 @@
 """Initial weights from the features of a donor, and the rivals and controls beside them."""
 
 from agop_jax.initializers.copies import Copy
+from agop_jax.initializers.drawn import Drawn
 from agop_jax.initializers.methods import Method
 from agop_jax.initializers.model import Initialization, initialization, initialize
 from agop_jax.initializers.passes import Donor
@@ -13,6 +14,7 @@ __all__ = [
     "Copy",
     "Covariance",
     "Donor",
+    "Drawn",
     "Initialization",
     "Method",
     "Plain",

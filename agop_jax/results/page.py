@@ -106,6 +106,7 @@ def _page(
         moderated_rows=ROWS,
         margin=margin,
         evaluation=evaluation_words(work.config),
+        donor_seconds=next((row["seconds"] for row in work.donors.values() if row.get("source") == "rfm:"), None),
         filters=pictures.filters(work, lines),
         rates=rates,
         chosen=chosen,
