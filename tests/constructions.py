@@ -221,7 +221,7 @@ def haiku() -> Case:
         return hk.Linear(CLASSES)(hk.LayerNorm(-1, True, True)(x).mean((1, 2)))
 
     network = hk.without_apply_rng(hk.transform(forward))
-    return network.apply, noisy(network.init(jax.random.key(0), jnp.asarray(images()))), images()
+    return network.apply, noisy(jax.jit(network.init)(jax.random.key(0), jnp.asarray(images()))), images()
 
 
 def function() -> Case:

@@ -63,7 +63,7 @@ def losses(batch_size: int) -> np.ndarray:
     dataset = Dataset("random", pictures(203), pictures(61), pictures(13), 5, np.full(3, 0.5), np.full(3, 0.25))
     trainer = Trainer(Net(), Pipeline.of(dataset, pad=1, flip=True), Settings(STEPS, batch_size, weight_decay=1e-3))
     data = DeviceData.of(dataset, trainer.mesh)
-    run = Run(trainer.start(Net().init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))))
+    run = Run(trainer.start(jax.jit(Net().init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))))
     sums = []
     train(trainer, run, data, np.arange(203), 0.02, 1, lambda run, step: sums.append(float(run.state.loss_sum)))
     return np.array([*sums, *trainer.evaluate(run.state.variables, data.test)])
@@ -71,7 +71,7 @@ def losses(batch_size: int) -> np.ndarray:
 
 def features(batch_size: int, method: str, dtype: str) -> dict[str, np.ndarray]:
     images = (pictures(29).images / 255 - 0.5).astype(dtype)
-    variables = Net().init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    variables = jax.jit(Net().init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     variables = jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
     found = extract(Net(), variables, images, batch_size=batch_size, method=method, progress=False)
     values = {path: layer.agop.dense() for path, layer in found.items()}

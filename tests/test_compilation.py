@@ -141,7 +141,7 @@ class Network(nn.Module):
 @pytest.fixture
 def network():
     images = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype(np.float32)
-    return Network(), Network().init(jax.random.key(0), images), images
+    return Network(), jax.jit(Network().init)(jax.random.key(0), images), images
 
 
 def test_extraction_takes_fewer_outputs_at_a_time_where_memory_is_short(network, monkeypatch):

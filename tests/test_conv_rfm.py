@@ -38,7 +38,7 @@ class Net(nn.Module):
 def network():
     images, labels = edges(0, 60)
     model = Net()
-    variables = model.init(jax.random.key(0), images[:1])
+    variables = jax.jit(model.init)(jax.random.key(0), images[:1])
     machine = ConvRFMClassifier(positions=16, iterations=1)
     return model, variables, images, labels, deep_features(model, variables, images, labels, key=0, machine=machine)
 
@@ -103,7 +103,7 @@ def test_filters_come_from_the_covariance():
     """Of 4,000 filters of the first layer; their mean outer product is M to its standard error, some 3 %."""
     images, labels = edges(0, 40)
     model = Net((4000, 2))
-    variables = model.init(jax.random.key(0), images[:1])
+    variables = jax.jit(model.init)(jax.random.key(0), images[:1])
     machine = ConvRFMClassifier(positions=16, iterations=1)
     layer = deep_features(model, variables, images, labels, key=1, layers="Conv_0", machine=machine)["Conv_0"]
     drawn = FeatureMatrix.from_factor(layer.matrix).scale(1 / 4000)
@@ -122,7 +122,7 @@ def test_a_network_starts_from_them(network, tmp_path):
     scaled = draw("convrfm@lsuv")["Conv_0"]["kernel"] / features["Conv_0"].kernel
     np.testing.assert_allclose(scaled, scaled.ravel()[0], rtol=1e-4)
     wide = Net((8, 6))
-    others = wide.init(jax.random.key(0), images[:1])
+    others = jax.jit(wide.init)(jax.random.key(0), images[:1])
     with pytest.raises(UserError, match="layer 'Conv_0': .*convrfm.* drawn for a kernel of"):
         initialize(wide, others, images, stored, "convrfm", key=0, layers="Conv_0")
 
@@ -152,6 +152,6 @@ def test_images_of_another_size_are_refused():
 def test_a_network_without_convolutions_is_refused():
     model = nn.Dense(2)
     images, labels = edges(0, 9)
-    variables = model.init(jax.random.key(0), images[:1])
+    variables = jax.jit(model.init)(jax.random.key(0), images[:1])
     with pytest.raises(UserError, match="needed a convolution without groups and scans"):
         deep_features(model, variables, images, labels, key=0)

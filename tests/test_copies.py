@@ -68,7 +68,7 @@ def widened(body, method="copy_tiled"):
     """The largest relative difference that a copy to twice the width makes."""
     images = np.random.default_rng(0).normal(size=(3, 6, 6, 3)).astype(np.float32)
     narrow, wide = Body(body), Body(body, 8)
-    variables, own = narrow.init(jax.random.key(0), images), wide.init(jax.random.key(1), images)
+    variables, own = jax.jit(narrow.init)(jax.random.key(0), images), jax.jit(wide.init)(jax.random.key(1), images)
     features = agop_jax.extract(narrow, variables, images, outputs=0, progress=False)
     copy = agop_jax.initialize(wide, own, images, features, method, key=0)
     expected = narrow.apply(variables, images)
@@ -177,7 +177,7 @@ def test_lsuv_gives_every_product_unit_variance():
     from agop_jax.features.taps import tap
 
     images = jax.random.normal(jax.random.key(0), (32, 8, 8, 3))
-    variables = agop_jax.initialize(Biased(), Biased().init(jax.random.key(1), images), images, None, "lsuv", key=0)
+    variables = agop_jax.initialize(Biased(), jax.jit(Biased().init)(jax.random.key(1), images), images, None, "lsuv", key=0)
     network = open_network(Biased(), variables)
     taps = tap(network, images)
     _, records = taps.apply(network.params, network.others, {}, images)
@@ -190,7 +190,7 @@ def test_coupled_methods_take_modules_with_lists():
     model = nn.Sequential(
         [nn.Conv(6, (3, 3)), nn.relu, nn.Conv(5, (3, 3)), lambda x: x.mean((1, 2)), nn.Dense(CLASSES)]
     )
-    variables = model.init(jax.random.key(1), images)
+    variables = jax.jit(model.init)(jax.random.key(1), images)
     features = agop_jax.extract(model, variables, images, outputs=0, progress=False)
     donor = agop_jax.Donor(model, variables, images)
     for method in ("lsuv", "coupled_nfm", "coupled_agop"):
@@ -205,7 +205,7 @@ def test_a_dead_layer_is_named(method):
     model = nn.Sequential(
         [nn.Conv(6, (3, 3)), nn.BatchNorm(True), nn.relu, lambda x: x.mean((1, 2)), nn.Dense(CLASSES)]
     )
-    variables = model.init(jax.random.key(1), images)
+    variables = jax.jit(model.init)(jax.random.key(1), images)
     variables["params"]["layers_1"]["scale"] = jnp.zeros(6)
     features = agop_jax.extract(model, variables, images, outputs=0, progress=False)
     donor = agop_jax.Donor(model, variables, images)
@@ -219,7 +219,7 @@ def test_layers_without_weights_or_inputs_are_named():
     model = nn.Sequential(
         [nn.Conv(6, (3, 3)), nn.relu, nn.Conv(5, (3, 3)), lambda x: x.mean((1, 2)), nn.Dense(CLASSES)]
     )
-    variables = model.init(jax.random.key(1), images)
+    variables = jax.jit(model.init)(jax.random.key(1), images)
 
     def refused(method, leaf, value):
         changed = jax.tree.map(lambda leaf: leaf, variables)
@@ -241,7 +241,7 @@ def test_layers_without_weights_or_inputs_are_named():
 def test_wrong_calls_are_one_line():
     images = jax.random.normal(jax.random.key(0), (8, 8, 8, 3))
     model = Biased()
-    variables = model.init(jax.random.key(1), images)
+    variables = jax.jit(model.init)(jax.random.key(1), images)
     features = agop_jax.extract(model, variables, images, outputs=1, progress=False)
 
     calls = {

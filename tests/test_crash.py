@@ -145,7 +145,7 @@ def small_setting():
     trainer = Trainer(
         models.create("small_cnn", 10, features=(4, 8)), Pipeline.of(dataset, pad=1, flip=True), Settings(steps=24)
     )
-    variables = trainer.model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    variables = jax.jit(trainer.model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     return trainer, variables, DeviceData.of(dataset, trainer.mesh), subset(dataset.train, 200, 0)
 
 

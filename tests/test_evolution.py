@@ -20,7 +20,7 @@ def course():
     dataset = load("digits")
     pipeline = Pipeline.of(dataset)
     model = models.create("small_cnn", num_classes=10, features=(4,))
-    start = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    start = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     images = np.asarray(pipeline(jnp.asarray(dataset.test.images[:32])))
     evolution = FeatureEvolution(model, start, images, steps=(2, 5), layers="Conv.*")
     trainer = Trainer(model, pipeline, Settings(steps=5))

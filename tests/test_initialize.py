@@ -66,7 +66,7 @@ def images():
 
 def donor_of(model, images):
     """A network with random weights and biases: the algebra does not ask for trained ones."""
-    variables = model.init(jax.random.key(1), images)
+    variables = jax.jit(model.init)(jax.random.key(1), images)
     variables["params"] = trees.unflatten(
         {
             path: 0.1 * jax.random.normal(jax.random.key(len(path)), leaf.shape) if path.endswith("bias") else leaf
@@ -145,7 +145,7 @@ def test_lsuv_gives_unit_output_variance(method, chain, images):
 def test_coupled_copies_with_one_filter_and_a_perfect_fit(images):
     """Without biases, m = 1 permutes the donor's channels, every fit is perfect and activations are the donor's."""
     model = Chain()
-    variables = model.init(jax.random.key(1), images)
+    variables = jax.jit(model.init)(jax.random.key(1), images)
     features = agop_jax.extract(model, variables, images[:8], progress=False)
     donor = agop_jax.Donor(model, variables, images)
     done = start("coupled_nfm@mixed=1", (donor, features), images)
@@ -229,7 +229,7 @@ def test_mixing_columns_have_unit_norm_in_the_mean(donor, recipient, mixed, orth
 
 
 def test_streams_of_a_residual_network(images):
-    variables = Residual(norm=True).init(jax.random.key(0), images)
+    variables = jax.jit(Residual(norm=True).init)(jax.random.key(0), images)
     streams = residual_streams(tap(open_network(Residual(norm=True), variables), images))
     first = {path for path, stream in streams.items() if stream == "Conv_0"}
     assert first == {"Conv_0", "CheckpointBlock_0/Conv_1", "Block_0/Conv_1"}

@@ -155,15 +155,15 @@ class Net(nn.Module):
 @pytest.fixture(scope="module")
 def donor_features():
     images = jax.random.normal(jax.random.key(0), (4, 6, 6, 3))
-    variables = Net().init(jax.random.key(1), images)
+    variables = jax.jit(Net().init)(jax.random.key(1), images)
     return images, agop_jax.extract(Net(), variables, images, progress=False)
 
 
 @pytest.mark.parametrize("name", [*agop_jax.INITIALIZERS, "matched_spectrum:he_agop"])
 def test_every_registered_name_initialises_a_model(name, donor_features):
     images, features = donor_features
-    donor = agop_jax.Donor(Net(), Net().init(jax.random.key(1), images), images)
-    own = Net().init(jax.random.key(7), images)
+    donor = agop_jax.Donor(Net(), jax.jit(Net().init)(jax.random.key(1), images), images)
+    own = jax.jit(Net().init)(jax.random.key(7), images)
     draw = lambda key: agop_jax.initialize(Net(), own, images, features, name, key=key, layers="Conv_1", donor=donor)
     init = jax.jit(draw) if get_method(name).layerwise else draw
     first, again, other = init(jax.random.key(0)), init(jax.random.key(0)), init(jax.random.key(1))
@@ -199,7 +199,7 @@ def test_closure_in_a_module_equals_its_own_call(donor_features):
 )
 def test_errors_name_what_is_wrong(model, method, layers, message, donor_features):
     images, features = donor_features
-    own = model.init(jax.random.key(0), images)
+    own = jax.jit(model.init)(jax.random.key(0), images)
     with pytest.raises(agop_jax.UserError, match=message) as caught:
         agop_jax.initialize(model, own, images, features, method, key=0, layers=layers)
     assert "\n" not in str(caught.value)
@@ -207,7 +207,7 @@ def test_errors_name_what_is_wrong(model, method, layers, message, donor_feature
 
 def test_missing_donor(donor_features):
     images, features = donor_features
-    own = Net().init(jax.random.key(0), images)
+    own = jax.jit(Net().init)(jax.random.key(0), images)
     with pytest.raises(agop_jax.UserError, match="needs the features of a donor"):
         agop_jax.initialize(Net(), own, images, None, "nfm", key=0)
     with pytest.raises(agop_jax.UserError, match=r"'Conv_1'.*It has: Conv_0"):
@@ -218,7 +218,7 @@ def test_missing_donor(donor_features):
 
 def test_wider_recipient_of_a_single_layer(donor_features):
     images, features = donor_features
-    own = Net(width=20).init(jax.random.key(0), images)
+    own = jax.jit(Net(width=20).init)(jax.random.key(0), images)
     variables = agop_jax.initialize(Net(width=20), own, images, features, "he_nfm", key=0, layers="Conv_0")
     assert variables["params"]["Conv_0"]["kernel"].shape == (3, 3, 3, 20)
 

@@ -47,7 +47,7 @@ def dataset():
 
 @pytest.fixture(scope="module")
 def variables():
-    return Net().init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    return jax.jit(Net().init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
 
 
 def trained(dataset: Dataset, variables, settings: Settings, directory: Path | None = None) -> Run:

@@ -28,7 +28,7 @@ def equations(jaxpr):
 def test_no_product_is_left_to_the_devices_default_precision():
     """On an NVIDIA GPU that would be TF32, with 10 bits of mantissa."""
     model = models.create("small_cnn", 3, features=(4, 8))
-    variables = model.init(jax.random.key(0), IMAGES)
+    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
     tapped = tap(open_network(model, variables), IMAGES)
     cotangents = jnp.ones((2, len(IMAGES), 3))
     labels = jnp.zeros(len(IMAGES), int)
@@ -55,7 +55,7 @@ def test_features_of_a_network_in_bfloat16_are_near_those_in_float32():
                 x = nn.relu(nn.Conv(features, (3, 3), strides=2, dtype=self.dtype)(x))
             return nn.Dense(10, dtype=self.dtype)(x.mean((1, 2)))
 
-    variables = Network(jnp.float32).init(jax.random.key(0), IMAGES)
+    variables = jax.jit(Network(jnp.float32).init)(jax.random.key(0), IMAGES)
     wanted, found = (extract(Network(t), variables, IMAGES, progress=False) for t in (jnp.float32, jnp.bfloat16))
     for path in ("Conv_0", "Conv_1"):
         assert found[path].gradient_gram.dtype == jnp.float32

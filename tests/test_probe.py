@@ -28,7 +28,7 @@ IMAGES = np.random.default_rng(0).normal(size=(N, 3, 3, 4)).astype(np.float32)
 
 @pytest.fixture(scope="module")
 def variables():
-    return Network().init(jax.random.key(1), IMAGES)
+    return jax.jit(Network().init)(jax.random.key(1), IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_one_output_needs_no_luck(run):
 def test_padding_has_no_cotangents():
     """S of a last Dense layer is the mean of v v^T, whose diagonal is 1 for any signs: 6 / 5 if the padding counted."""
     model, images = nn.Sequential([lambda x: x.mean((1, 2)), nn.Dense(4)]), np.ones((5, 1, 1, 2), np.float32)
-    variables = model.init(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     layer = extract(model, variables, images, method="probe", batch_size=2, progress=False)["layers_1"]
     np.testing.assert_allclose(np.diag(layer.gradient_gram), 1, rtol=1e-6)
 
@@ -178,7 +178,7 @@ def test_cotangents_of_many_images_add_up_to_the_identity(outputs, order):
 def test_what_all_images_share_adds_no_error(batch_size):
     """A linear network has one Jacobian: over 8 images, as many as 5 outputs need, the estimate is exact."""
     model, images = nn.Sequential([nn.Conv(3, (2, 2)), lambda x: x.mean((1, 2)), nn.Dense(5)]), IMAGES.repeat(3, 0)[:8]
-    variables = model.init(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     options = {"batch_size": batch_size, "progress": False}
     exact = extract(model, variables, images, **options)
     for path, layer in extract(model, variables, images, method="probe", **options).items():

@@ -88,7 +88,7 @@ class Tokens(nn.Module):
 @pytest.mark.parametrize("model", [Pooled(), Convolutional(), Tokens()])
 def test_last_features_are_what_the_last_layer_sees(model):
     images = jax.random.normal(jax.random.key(0), (4, 6, 6, 2))
-    variables = model.init(jax.random.key(1), images)
+    variables = jax.jit(model.init)(jax.random.key(1), images)
     network = open_network(model, variables)
     found = last_features(network, images)(network.params, network.others, images)
     name = "B_body" if isinstance(model, Pooled) else "body"

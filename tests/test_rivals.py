@@ -61,7 +61,7 @@ def images():
 
 
 def a_donor(model, images):
-    variables = model.init(jax.random.key(1), images)
+    variables = jax.jit(model.init)(jax.random.key(1), images)
     move = lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
     variables = {**variables, "params": jax.tree.map(move, variables["params"])}
     return agop_jax.Donor(model, variables, images), agop_jax.extract(model, variables, images, progress=False)
@@ -69,7 +69,7 @@ def a_donor(model, images):
 
 def draw(method, model, images, donor_and_features=(None, None), layers=".*Conv.*|first|in_.*|out_.*", seed=0):
     donor, features = donor_and_features
-    variables = model.init(jax.random.key(5), images)
+    variables = jax.jit(model.init)(jax.random.key(5), images)
     return initialization(model, variables, images, features, method, key=seed, layers=layers, donor=donor)
 
 
@@ -291,7 +291,7 @@ def close(one, other):
 def test_one_walk_draws_what_evaluating_everything_anew_draws(method, model, images):
     donor, features = a_donor(model, images)
     drawn = draw(method, model, images, (donor, features))
-    variables = model.init(jax.random.key(5), images)
+    variables = jax.jit(model.init)(jax.random.key(5), images)
     layers = [path for path in features if path != "Dense_0"]
     slow = slow_draws.coupled(model, variables, images, features, method, jax.random.key(0), layers, donor)
     close(drawn.variables, slow)
@@ -300,7 +300,7 @@ def test_one_walk_draws_what_evaluating_everything_anew_draws(method, model, ima
 def test_one_walk_scales_what_evaluating_everything_anew_scales(images):
     model = Small(norm=True)
     donor, _ = a_donor(model, images)
-    variables = model.init(jax.random.key(5), images)
+    variables = jax.jit(model.init)(jax.random.key(5), images)
     slow = slow_draws.lsuv(model, variables, images, jax.random.key(0), ["Conv_0", "Conv_1"], donor)
     close(draw("lsuv", model, images).variables, slow)
 

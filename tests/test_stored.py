@@ -202,7 +202,7 @@ class Small(nn.Module):
 def start(dataset):
     """A trainer of a batch that is augmented, the run's start, and the data where it trains."""
     trainer = Trainer(Small(), Pipeline.of(dataset, pad=1, flip=True), Settings(steps=11, batch_size=6))
-    state = trainer.start(Small().init(jax.random.key(0), jnp.zeros((1, *dataset.train.shape))))
+    state = trainer.start(jax.jit(Small().init)(jax.random.key(0), jnp.zeros((1, *dataset.train.shape))))
     return trainer, state, DeviceData.of(dataset, trainer.mesh)
 
 
@@ -356,7 +356,7 @@ def new_trainer():
 
 def epoch(trainer, steps=80):
     trainer.settings = dataclasses.replace(trainer.settings, steps=steps)
-    run = Run(trainer.start(Tiny().init(jax.random.key(0), jnp.zeros((1, *dataset.train.shape)))))
+    run = Run(trainer.start(jax.jit(Tiny().init)(jax.random.key(0), jnp.zeros((1, *dataset.train.shape)))))
     data, indices, seen = DeviceData.of(dataset, trainer.mesh), subset(dataset.train, None, 0), []
     train(trainer, run, data, indices, 0.01, 0, lambda run, step: seen.append(resident()))
     return max(seen)

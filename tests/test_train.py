@@ -38,7 +38,7 @@ def pictures():
 
 
 def run(trainer, data, seed=0, rate=0.05, init=0):
-    variables = trainer.model.init(jax.random.key(init), jnp.zeros((1, 4, 4, 1)))
+    variables = jax.jit(trainer.model.init)(jax.random.key(init), jnp.zeros((1, 4, 4, 1)))
     return train(trainer, Run(trainer.start(variables)), data, np.arange(40), rate, seed)
 
 
@@ -63,7 +63,7 @@ def by_hand(data, settings, rate, seed, variables):
 def test_sgd_is_the_loop_written_out(weight_decay, pictures):
     settings = Settings(steps=13, batch_size=8, weight_decay=weight_decay)
     trainer = Trainer(Linear(), PIPELINE, settings)
-    variables = Linear().init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+    variables = jax.jit(Linear().init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
     done = run(trainer, pictures, seed=5)
     w, b = by_hand(pictures, settings, 0.05, 5, variables)
     found = done.state.variables["params"]["Dense_0"]
@@ -97,7 +97,7 @@ def test_batch_norm_learns_statistics_in_training_and_uses_them_in_evaluation(pi
 
 def test_evaluation_masks_the_padding(pictures):
     trainer = Trainer(Linear(), PIPELINE, Settings(steps=1, batch_size=8))
-    variables = Linear().init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+    variables = jax.jit(Linear().init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
     logits = np.asarray(Linear().apply(variables, PIPELINE(pictures.validation.images)), np.float64)
     labels = np.asarray(pictures.validation.labels)
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(7), labels]
@@ -154,7 +154,7 @@ def test_diverged_run_stops_early(pictures):
 
 def test_run_that_starts_from_nan_is_not_trained(pictures):
     trainer = Trainer(Normalised(), PIPELINE, Settings(steps=100, batch_size=8))
-    variables = trainer.model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+    variables = jax.jit(trainer.model.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
     variables["params"]["Dense_0"]["kernel"] *= jnp.nan
     done = train(trainer, Run(trainer.start(variables)), pictures, np.arange(40), 0.1, 0)
     assert done.diverged
@@ -183,7 +183,7 @@ def test_adamw_is_the_loop_written_out(pictures):
     """Loshchilov & Hutter 2019, algorithm 2: moments of the bare gradient, decay beside it; both times the rate."""
     settings = Settings(steps=6, batch_size=8, optimizer="adamw", weight_decay=0.3, schedule="constant")
     trainer = Trainer(Linear(), PIPELINE, settings)
-    variables = Linear().init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+    variables = jax.jit(Linear().init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
     done = run(trainer, pictures, seed=5)
     parts = {name: np.asarray(variables["params"]["Dense_0"][name], np.float64) for name in ("kernel", "bias")}
     first, second = ({name: np.zeros_like(part) for name, part in parts.items()} for _ in range(2))
@@ -234,7 +234,7 @@ def test_evaluations_on_the_way_use_a_fixed_part_of_every_class(pictures, monkey
 
 def test_a_run_that_diverges_is_judged_on_the_whole_validation_set(pictures):
     trainer = Trainer(Linear(), PIPELINE, Settings(steps=40, batch_size=8, evaluation_share=0.01))
-    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, Linear().init(jax.random.key(0), jnp.zeros((1, 4, 4, 1))))
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, jax.jit(Linear().init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1))))
     done = train(trainer, Run(trainer.start(broken)), pictures, np.arange(40), 0.05, 0)
     assert done.diverged
     assert done.history[-1]["validation_accuracy"] == 0.0

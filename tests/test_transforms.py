@@ -50,7 +50,7 @@ def test_is_the_norm_of_every_patch_through_the_power(options, matrix, power):
 def test_feature_maps_are_the_layers_outputs():
     model = nn.Sequential([nn.Conv(3, (3, 3)), nn.relu, lambda x: x.mean((1, 2)), nn.Dense(2)])
     images = jnp.asarray(networks.images())
-    variables = model.init(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     found = transforms.feature_maps(model, variables, images)
     kernel, bias = (variables["params"]["layers_0"][name] for name in ("kernel", "bias"))
     expected = jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -101,7 +101,7 @@ def test_pictures_show_what_they_are_given():
     """Numbers of panels and pixels; how they look is for the eye."""
     model = models.create("small_cnn", num_classes=3, features=(4, 12))
     images = jnp.asarray(networks.images()[..., :3])
-    variables = model.init(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     features = extract(model, variables, np.asarray(images), progress=False)
     assert len(feature_figures.heat_maps(features).axes) == 2 * len(features)
     seen = transforms.image_transforms(model, variables, images, features)

@@ -204,25 +204,35 @@ def _features(
     steps: Steps, kernels: Mapping[str, Any], count: int, method: str, total: Mapping[str, Array]
 ) -> dict[str, LayerFeatures]:
     features = {}
+    total = total if method == "probe" else _divided(total, count)
     for path in steps.tapped.layers:  # in their order, which results of jit have lost
         (kernel, bias, companions), site = kernels[path], steps.tapped.first(path)
         static = {"count": count, "path": path, "groups": site.groups, "stacked": site.stacked}
         layer = LayerFeatures(kernel=kernel, gradient_gram=None, bias=bias, companions=companions, **static)
         features[path] = layer.replace(**_means(layer, method, total[path]))
-        for matrix in (features[path].gradient_gram, features[path].patch_agop):
-            if matrix is not None and not bool(jnp.isfinite(matrix).all()):
-                raise UserError(
-                    f"layer {path!r}: the gradients hold NaN or infinity: did the donor's training diverge?"
-                )
+    for path, finite in jax.device_get(_finite(total)).items():
+        if not finite:
+            raise UserError(f"layer {path!r}: the gradients hold NaN or infinity: did the donor's training diverge?")
     return features
 
 
+@jax.jit
+def _divided(total: Mapping[str, Array], count: Any) -> dict[str, Array]:
+    """Of all layers in one compiled call."""
+    return {path: matrix / count for path, matrix in total.items()}
+
+
+@jax.jit
+def _finite(matrices: Mapping[str, Array]) -> dict[str, Array]:
+    return {path: jnp.isfinite(matrix).all() for path, matrix in matrices.items()}
+
+
 def _means(layer: LayerFeatures, method: str, total: Array) -> dict[str, Array]:
-    """The fields of a layer that a sum over examples gives."""
+    """The fields of a layer that a mean over examples gives; of `probe` the sums of its passes."""
     if method == "patch_jacobian":
-        return {"patch_agop": jnp.asarray(total / layer.count)}
+        return {"patch_agop": total}
     if method == "gram":
-        return {"gradient_gram": jnp.asarray(total / layer.count)}
+        return {"gradient_gram": total}
     with jax.debug_nans(False):  # NaN is said on purpose, of a single pass
         error = jnp.sqrt(grams.probe_variance(layer.matrix, total)) / layer.count
     return {"gradient_gram": jnp.asarray(total.mean(0) / layer.count), "standard_error": error}

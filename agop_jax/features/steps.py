@@ -208,4 +208,9 @@ def _identity_chunks(num_outputs: int, unrolled: int) -> list[np.ndarray]:
 
 def add(total: Any, part: Any) -> Any:
     """Sums of two parts of the examples; None is nothing."""
-    return part if total is None else jax.tree.map(jnp.add, total, part)
+    return part if total is None else _sum(total, part)
+
+
+@jax.jit
+def _sum(total: Any, part: Any) -> Any:
+    return jax.tree.map(jnp.add, total, part)
