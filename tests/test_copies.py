@@ -177,7 +177,9 @@ def test_lsuv_gives_every_product_unit_variance():
     from agop_jax.features.taps import tap
 
     images = jax.random.normal(jax.random.key(0), (32, 8, 8, 3))
-    variables = agop_jax.initialize(Biased(), jax.jit(Biased().init)(jax.random.key(1), images), images, None, "lsuv", key=0)
+    variables = agop_jax.initialize(
+        Biased(), jax.jit(Biased().init)(jax.random.key(1), images), images, None, "lsuv", key=0
+    )
     network = open_network(Biased(), variables)
     taps = tap(network, images)
     _, records = taps.apply(network.params, network.others, {}, images)

@@ -123,7 +123,9 @@ def test_gram_is_the_definition_for_other_outputs(outputs):
 def test_many_outputs_are_worked_off_in_chunks():
     """S of a last Dense layer is the identity over its outputs, here one more than one chunk holds."""
     model, images = nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(MAX_UNROLLED + 1)]), np.ones((3, 1, 2, 1))
-    layer = extract(model, jax.jit(model.init)(jax.random.key(0), images), images, batch_size=2, progress=False)["layers_1"]
+    layer = extract(model, jax.jit(model.init)(jax.random.key(0), images), images, batch_size=2, progress=False)[
+        "layers_1"
+    ]
     np.testing.assert_allclose(layer.gradient_gram, np.eye(MAX_UNROLLED + 1), atol=1e-6)
 
 

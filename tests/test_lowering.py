@@ -15,16 +15,20 @@ import numpy as np
 import pytest
 from test_architecture import PACKAGE, sources
 
+import agop_jax
 from agop_jax import models
-from agop_jax.analysis import theory, transforms
+from agop_jax.analysis import probe, theory, transforms
 from agop_jax.core import devices
 from agop_jax.core.networks import open_network
 from agop_jax.data import Pipeline, Split
+from agop_jax.features import extraction as extraction_module
+from agop_jax.features import program
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.steps import Steps
 from agop_jax.features.taps import tap
 from agop_jax.initializers import INITIALIZERS, coupling, kernel_init, scaling, whitening
 from agop_jax.initializers.registry import get_method
+from agop_jax.rfm import RFM, pivots, solvers
 from agop_jax.training.loop import Settings, Trainer
 
 PLATFORMS = ("cuda", "tpu")
@@ -233,18 +237,87 @@ def test_what_only_a_cpu_can_do_lowers_for_nothing_else(leak):
         custom_calls(traced)
 
 
+def recorded(function, calls):
+    """The function, jitted, with what it is called with kept."""
+    jitted = function if hasattr(function, "trace") else jax.jit(function)
+
+    def call(*arguments):
+        calls.append((jitted, arguments))
+        return jitted(*arguments)
+
+    return call
+
+
+def custom_calls_of(calls):
+    assert calls
+    return [custom_calls(jitted.trace(*arguments)) for jitted, arguments in calls]
+
+
+@pytest.mark.parametrize("method", ["lsuv", "coupled_nfm", "selected", "whitened"])
+def test_pieces_of_a_walk(monkeypatch, method):
+    """Draws that look at examples compile a network in pieces, with what is measured at each layer."""
+    calls = []
+    monkeypatch.setattr(program, "jit", lambda function: recorded(function, calls))
+    model = models.create("small_cnn", CLASSES, features=(4, 5))
+    images = jax.random.normal(jax.random.key(0), (16, SIDE, SIDE, 3))
+    variables = jax.jit(model.init)(jax.random.key(1), images)
+    features = agop_jax.extract(model, variables, images, progress=False)
+    donor = agop_jax.Donor(model, variables, images)
+    agop_jax.initialize(model, variables, images, features, method, key=0, donor=donor)
+    assert all(found == NOTHING for found in custom_calls_of(calls))
+
+
+def test_features_of_a_probe(monkeypatch):
+    calls = []
+    monkeypatch.setattr(probe, "jit", lambda function: recorded(function, calls))
+    model, variables = small_cnn()
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables)
+    network, images = open_network(model, variables), jnp.zeros((N, SIDE, SIDE, 3))
+    probe.last_features(network, images)(network.params, network.others, images)
+    assert custom_calls_of(calls) == [NOTHING]
+
+
+def test_means_of_an_extraction():
+    total = {"Conv_0": shape(5, 5), "Dense_0": shape(CLASSES, CLASSES)}
+    assert custom_calls(extraction_module._divided.trace(total, 7)) == NOTHING
+    assert custom_calls(extraction_module._finite.trace(total)) == NOTHING
+
+
+def test_recursive_feature_machines(monkeypatch):
+    """By conjugate gradients. A Cholesky factor is a decomposition on the device, which is meant."""
+    calls = []
+    for module, name in ((pivots, "_explained"), (pivots, "_shrunk"), (solvers, "_advance"), (solvers, "_turn")):
+        monkeypatch.setattr(module, name, recorded(getattr(module, name), calls))
+    monkeypatch.setattr(solvers, "kernel_columns", recorded(solvers.kernel_columns, calls))
+    X = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32)
+    RFM(iterations=1, solver="cg", progress=False).fit(X, X[:, 0])
+    assert all(found == NOTHING for found in custom_calls_of(calls))
+
+
 COMPILED = {  # where the package compiles: what of it is lowered here
     "analysis/ansatz.py": "a model's own initialisers",
+    "analysis/probe.py": "features",
     "analysis/theory.py": "gradient descent, and one gradient",
     "analysis/transforms.py": "feature maps",
     "core/compilation.py": "",
-    "features/steps.py": "extraction",
+    "features/extraction.py": "means and a check",
+    "features/program.py": "pieces of a network",
+    "features/steps.py": "extraction, sums of its parts",
     "initializers/coupling.py": "moments",
     "models/registry.py": "a model's own initialisers",
+    "rfm/blocks.py": "columns of a kernel; products and moments over a mesh of devices are lowered for their own kind alone",
+    "rfm/deep.py": "patches, as in extraction",
+    "rfm/pivots.py": "the preconditioner",
+    "rfm/solvers.py": "steps of conjugate gradients",
     "training/loop.py": "training, evaluation, the start of the optimiser",
 }
 COMPILERS = {"jit", "pjit", "pmap", "shard_map", "traced", "within_memory", "compile_within_memory"}
-ASKS_WHERE_IT_RUNS = {"core/compilation.py", "training/device_data.py", "experiments/environments.py"}
+ASKS_WHERE_IT_RUNS = {
+    "core/compilation.py",
+    "experiments/environments.py",
+    "rfm/solvers.py",  # LAPACK in place on a CPU
+    "training/device_data.py",
+}
 
 
 def names_in(path):

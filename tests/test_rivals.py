@@ -22,8 +22,6 @@ from agop_jax.initializers.registry import get_method
 from agop_jax.initializers.selection import pursuit
 from agop_jax.initializers.whitening import Spectrum
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class Small(nn.Module):
     """Two convolutions with biases, one of them strided, and a head."""

@@ -218,13 +218,13 @@ def test_evaluations_on_the_way_use_a_fixed_part_of_every_class(pictures, monkey
     settings = Settings(steps=10, batch_size=8, evaluation_share=0.15)
     assert settings.curve_images == 3
     trainer, seen = Trainer(Linear(), PIPELINE, settings), []
-    batch_sums = trainer._batch_sums
+    batch_sums = trainer.batch_sums
 
     def observed(variables, split, indices, weights):
         seen.append(np.asarray(indices)[np.asarray(weights)].tolist())
         return batch_sums(variables, split, indices, weights)
 
-    monkeypatch.setattr(trainer, "_batch_sums", observed)
+    monkeypatch.setattr(trainer, "batch_sums", observed)
     done = run(trainer, data)
     assert seen == [[0, 3, 6]] * len(due(10)) + [list(range(9))]
     last, variables = done.history[-1], done.state.variables
@@ -234,7 +234,9 @@ def test_evaluations_on_the_way_use_a_fixed_part_of_every_class(pictures, monkey
 
 def test_a_run_that_diverges_is_judged_on_the_whole_validation_set(pictures):
     trainer = Trainer(Linear(), PIPELINE, Settings(steps=40, batch_size=8, evaluation_share=0.01))
-    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, jax.jit(Linear().init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1))))
+    broken = jax.tree.map(
+        lambda leaf: leaf * jnp.nan, jax.jit(Linear().init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+    )
     done = train(trainer, Run(trainer.start(broken)), pictures, np.arange(40), 0.05, 0)
     assert done.diverged
     assert done.history[-1]["validation_accuracy"] == 0.0
