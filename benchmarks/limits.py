@@ -65,19 +65,28 @@ FORMS: dict[str, Callable[[nn.Module], Passes]] = {"unrolled": _unrolled, "vmapp
 
 
 def training_step(model: nn.Module, learning_rate: float, momentum: float, decay: float) -> Callable[..., Any]:
-    """((params, momenta), images, labels) -> (params, momenta), loss: SGD written out, jitted, buffers donated."""
+    """(state of `training_start`, images, labels) -> state, loss: SGD written out, jitted, buffers donated."""
 
-    def loss_fn(params: Any, images: Array, labels: Array) -> Array:
-        logits = model.apply({"params": params}, images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    def loss_fn(params: Any, statistics: Any, images: Array, labels: Array) -> tuple[Array, Any]:
+        switch = {"train": True} if statistics else {}
+        variables = {"params": params, **statistics}
+        logits, statistics = model.apply(variables, images, mutable=list(statistics), **switch)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), statistics
 
-    def step(state: tuple[Any, Any], images: Array, labels: Array) -> tuple[tuple[Any, Any], Array]:
-        params, momenta = state
-        loss, gradient = jax.value_and_grad(loss_fn)(params, images, labels)
+    def step(state: tuple[Any, Any, Any], images: Array, labels: Array) -> tuple[tuple[Any, Any, Any], Array]:
+        params, momenta, statistics = state
+        (loss, statistics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, statistics, images, labels)
         momenta = jax.tree.map(lambda m, g, p: momentum * m + g + decay * p, momenta, gradient, params)
-        return (jax.tree.map(lambda p, m: p - learning_rate * m, params, momenta), momenta), loss
+        return (jax.tree.map(lambda p, m: p - learning_rate * m, params, momenta), momenta, statistics), loss
 
     return jit(step, donate_argnums=0)
+
+
+def training_start(variables: Variables) -> tuple[Any, Any, Any]:
+    """Parameters, momenta of zero and BatchNorm's statistics, as copies."""
+    statistics = jax.tree.map(jnp.array, dict(variables))
+    params = statistics.pop("params")
+    return params, jax.tree.map(jnp.zeros_like, params), statistics
 
 
 def product() -> Work:

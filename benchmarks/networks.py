@@ -14,13 +14,17 @@ Variables = dict[str, Any]
 
 
 def random_variables(model: nn.Module, size: int, seed: int = 0) -> Variables:
-    """He's scale with small biases, drawn with numpy, so that a peer's process needs no compiled initialiser."""
+    """He's scale with small biases, drawn with numpy, so that a peer's process needs no compiled initialiser.
+
+    Of BatchNorm, scales and variances are near one, means near zero.
+    """
     random = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
 
     def draw(path: Any, leaf: Any) -> jax.Array:
         scale = math.sqrt(2 / math.prod(leaf.shape[:-1])) if path[-1].key == "kernel" else 0.05
-        return jnp.asarray(scale * random.normal(size=leaf.shape), jnp.float32)
+        centre = float(path[-1].key in ("scale", "var"))
+        return jnp.asarray(centre + scale * random.normal(size=leaf.shape), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 

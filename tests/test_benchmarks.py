@@ -29,14 +29,15 @@ from benchmarks.peers import extraction, storage, training  # noqa: E402
 from benchmarks.peers import networks as torch_networks  # noqa: E402
 
 NARROW = {"vgg11": {"width": 0.0625}, "small_cnn": {"features": (3, 5, 4)}}
+RESIDUAL = {"resnet20": {"width": 0.25}}
 SIZE = 32
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", NARROW | RESIDUAL)
 def test_peer_is_the_same_function(name):
-    model, variables = networks.create(name, SIZE, 3, **NARROW[name])
+    model, variables = networks.create(name, SIZE, 3, **(NARROW | RESIDUAL)[name])
     images = networks.smooth_images(2, SIZE)
-    theirs = torch_networks.convert(model, variables)(torch_networks.images(images)).detach().numpy()
+    theirs = torch_networks.convert(model, variables).eval()(torch_networks.images(images)).detach().numpy()
     np.testing.assert_allclose(theirs, model.apply(variables, jnp.asarray(images)), atol=1e-5)
 
 
@@ -101,8 +102,7 @@ def test_two_steps_lose_the_same(layout):
     assert theirs[0] != theirs[1]
 
     step = limits.training_step(model, rate, training.MOMENTUM, training.WEIGHT_DECAY)
-    params = jax.tree.map(jnp.array, variables["params"])
-    bare, bare_losses = (params, jax.tree.map(jnp.zeros_like, params)), []
+    bare, bare_losses = limits.training_start(variables), []
     for _ in range(2):
         bare, loss = step(bare, jnp.asarray(images), jnp.asarray(labels))
         bare_losses.append(float(loss))
@@ -112,6 +112,21 @@ def test_two_steps_lose_the_same(layout):
     kernel = network[0].weight.detach().numpy().transpose(2, 3, 1, 0)
     for params in (state.variables["params"], bare[0]):
         np.testing.assert_allclose(params["Conv_0"]["kernel"], kernel, atol=1e-5)
+
+
+def test_step_with_batch_statistics_is_the_peers(x64):
+    """In float64, since rounding grows through twenty normalised layers: loss, first kernel and mean after a step."""
+    model, variables = networks.create("resnet20", 8, **RESIDUAL["resnet20"])
+    variables = jax.tree.map(lambda array: jnp.asarray(array, jnp.float64), variables)
+    images, labels = networks.smooth_images(6, 8).astype(np.float64), np.arange(6)
+    network = torch_networks.convert(model, variables)
+    theirs = training.Trainer(network, 0.1).step(torch_networks.images(images), torch.tensor(labels))
+    step = limits.training_step(model, 0.1, training.MOMENTUM, training.WEIGHT_DECAY)
+    (params, _, others), loss = step(limits.training_start(variables), jnp.asarray(images), jnp.asarray(labels))
+    assert float(loss) == pytest.approx(float(theirs), rel=1e-12)
+    kernel = network[0].weight.detach().numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_allclose(params["Conv_0"]["kernel"], kernel, atol=1e-10)
+    np.testing.assert_allclose(others["batch_stats"]["BatchNorm_0"]["mean"], network[1].running_mean, atol=1e-12)
 
 
 def test_host_and_device_resize_show_the_same_images():

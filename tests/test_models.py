@@ -1,4 +1,4 @@
-"""Networks: published sizes, any width, and the two operations rewritten for CPUs."""
+"""Networks: published sizes, any width, and the operations rewritten for CPUs."""
 
 import flax.linen as nn
 import jax
@@ -8,7 +8,7 @@ import pytest
 
 from agop_jax import models
 from agop_jax.core.errors import UserError
-from agop_jax.models.layers import adaptive_mean_pool, convolve, max_pool
+from agop_jax.models.layers import BatchNorm, adaptive_mean_pool, convolve, max_pool
 
 # (name, fields, image shape, number of parameters by hand)
 SIZES = [
@@ -162,3 +162,60 @@ def test_equal_maxima_share_the_gradient(window, size, x64):
     tangent = jax.random.normal(jax.random.key(1), x.shape, jnp.float64)
     np.testing.assert_allclose(*(jax.grad(lambda x, f=f: jnp.sin(f(x)).sum())(x) for f in forms), atol=1e-15)
     np.testing.assert_allclose(*(jax.jvp(form, (x,), (tangent,))[1] for form in forms), atol=1e-15)
+
+
+def normalisations(shape, dtype, **options):
+    """Flax's and ours: functions of parameters and inputs that give outputs and new statistics."""
+    theirs = nn.BatchNorm(momentum=0.9, epsilon=1e-5, dtype=None, **options)
+    keys = jax.random.split(jax.random.key(0), 6)
+    draw = lambda key, *size: jax.random.normal(key, size, dtype)
+    params = {"scale": draw(keys[0], shape[-1]), "bias": draw(keys[1], shape[-1])}
+    statistics = {"mean": draw(keys[2], shape[-1]), "var": draw(keys[3], shape[-1]) ** 2}
+
+    def function(module):
+        variables = lambda params: {"params": params, "batch_stats": statistics}
+        return lambda params, x: module.apply(variables(params), x, mutable=["batch_stats"])
+
+    arguments = (params, 1 + 2 * draw(keys[4], *shape))
+    return function(BatchNorm(**options)), function(theirs), arguments, draw(keys[5], *shape)
+
+
+def assert_equal_trees(ours, theirs, **tolerances):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, **tolerances), ours, theirs)
+
+
+@pytest.mark.parametrize("average", [True, False])
+@pytest.mark.parametrize("shape", [(6, 3), (4, 5, 3), (3, 5, 4, 2), (7, 1)])
+def test_batch_norm_is_flax_batch_norm(shape, average, x64):
+    ours, theirs, arguments, cotangent = normalisations(shape, jnp.float64, use_running_average=average)
+    loss = lambda form: jax.grad(lambda *arguments: jnp.vdot(form(*arguments)[0], cotangent), (0, 1))
+    tangents = jax.tree.map(jnp.cos, arguments)
+    forms = (lambda form: form, loss, lambda form: lambda *given: jax.jvp(form, given, tangents))
+    for form in forms:
+        assert_equal_trees(form(ours)(*arguments), form(theirs)(*arguments), rtol=1e-9, atol=1e-11)
+
+
+def test_second_derivative_of_batch_norm(x64):
+    ours, theirs, (params, x), cotangent = normalisations((4, 3), jnp.float64, use_running_average=False)
+    hessian = lambda form: jax.hessian(lambda x: jnp.vdot(jnp.sin(form(params, x)[0]), cotangent))(x)
+    np.testing.assert_allclose(hessian(ours), hessian(theirs), rtol=1e-8, atol=1e-10)
+
+
+def test_batch_norm_keeps_its_statistics_in_float32():
+    x = jax.random.normal(jax.random.key(0), (4, 3), jnp.bfloat16)
+    for form in (BatchNorm(use_running_average=False), nn.BatchNorm(use_running_average=False)):
+        variables = form.init(jax.random.key(0), x)
+        assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+        low = {"params": jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables["params"])}
+        y, changed = form.apply(variables | low, x, mutable=["batch_stats"])
+        assert y.dtype == jnp.bfloat16
+        assert {leaf.dtype for leaf in jax.tree.leaves(changed)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(("platform", "products"), [("cpu", True), ("cuda", False)])
+def test_sums_of_batch_norm_are_products_on_a_cpu_alone(platform, products):
+    ours, _, arguments, _ = normalisations((3, 4, 4, 2), jnp.float32, use_running_average=False)
+    gradient = jax.grad(lambda *arguments: ours(*arguments)[0].sum(), (0, 1))
+    text = jax.jit(gradient).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+    assert ("dot_general" in text) is products

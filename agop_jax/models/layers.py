@@ -5,6 +5,7 @@ the gradient of `nn.max_pool` is a select-and-scatter, that of a maximum over a 
 """
 
 import functools
+import math
 from functools import partial
 from typing import Any
 
@@ -102,4 +103,74 @@ def convolve(lhs: Array, rhs: Array, strides, padding, **kwargs: Any) -> Array:
 
 
 Conv = partial(nn.Conv, conv_general_dilated=convolve)
-BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)  # PyTorch's defaults; its momentum counts the other way
+
+
+class BatchNorm(nn.Module):
+    """`nn.BatchNorm` over all axes but the last, with its parameters and statistics, and a derivative of its own.
+
+    Attributes:
+      use_running_average: normalise by the statistics kept, not by those of the batch.
+      momentum, epsilon: PyTorch's defaults; its momentum counts the other way.
+    """
+
+    use_running_average: bool
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
+        """Normalised, scaled and shifted; in the type of input and parameters, statistics in float32 at least."""
+        channels = x.shape[-1:]
+        means = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        variances = self.variable("batch_stats", "var", jnp.ones, channels)
+        scale = self.param("scale", nn.initializers.ones, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        dtype = jnp.result_type(x, scale, bias)
+        x, scale, bias = (array.astype(jnp.promote_types(array.dtype, jnp.float32)) for array in (x, scale, bias))
+        if self.use_running_average:
+            return _normalised(x, scale, bias, means.value, variances.value + self.epsilon).astype(dtype)
+        y, mean, variance = _batch_normalised(x, scale, bias, self.epsilon)
+        if not self.is_initializing():
+            for kept, new in ((means, mean), (variances, variance)):
+                kept.value = self.momentum * kept.value + (1 - self.momentum) * new
+        return y.astype(dtype)
+
+
+def _normalised(x: Array, scale: Array, bias: Array, mean: Array, variance: Array) -> Array:
+    return (x - mean) * (jax.lax.rsqrt(variance) * scale) + bias
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _batch_normalised(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
+    """With the mean and the variance of each channel, the latter as the mean of squares less the square of the mean."""
+    mean = _mean(x)
+    variance = jnp.maximum(0, _mean(x * x) - mean * mean)
+    return _normalised(x, scale, bias, mean, variance + epsilon), mean, variance
+
+
+@_batch_normalised.defjvp
+def _batch_normalised_jvp(epsilon: float, primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Any, Any]:
+    """Linear in two numbers a channel: its transpose, the gradient, has two sums over positions and not four."""
+    (x, scale, _), (dx, dscale, dbias) = primals, tangents
+    y, mean, variance = _batch_normalised(*primals, epsilon)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    unit = (x - mean) * inverse
+    factor, dmean, covariance = scale * inverse, _mean(dx), _mean(unit * dx)
+    shift, stretch = dbias - factor * dmean, dscale - factor * covariance
+    dy = factor * dx + _over_positions(shift, x.shape) + unit * _over_positions(stretch, x.shape)
+    return (y, mean, variance), (dy, dmean, 2 * covariance / inverse)
+
+
+def _mean(x: Float[Array, "*n c"]) -> Float[Array, "c"]:
+    """Over all axes but the last; on a CPU a product with ones, in a quarter of the time of XLA's sum."""
+    count = x.size // x.shape[-1]
+    product = lambda x: jnp.dot(jnp.ones(count, x.dtype), x.reshape(count, -1), precision="highest")
+    plain = lambda x: x.sum(tuple(range(x.ndim - 1)))
+    return jax.lax.platform_dependent(x, cpu=product, default=plain) / count
+
+
+def _over_positions(channels: Float[Array, "c"], shape: tuple[int, ...]) -> Float[Array, "*n c"]:
+    """Broadcast to this shape; on a CPU a product with ones, since its transpose is then one, too."""
+    ones = lambda: jnp.ones((math.prod(shape[:-1]), 1), channels.dtype)
+    product = lambda channels: jnp.dot(ones(), channels[None], precision="highest").reshape(shape)
+    return jax.lax.platform_dependent(channels, cpu=product, default=lambda channels: jnp.broadcast_to(channels, shape))

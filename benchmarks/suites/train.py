@@ -4,7 +4,6 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -50,6 +49,7 @@ class Case:
 CASES = (
     Case("vgg11", 64, 2, 5),
     Case("small_cnn", 64, 10, 5),
+    Case("resnet20", 64, 2, 5),
     Case("small_cnn", 16, 4, 3, RESIZED),
     Case("vgg11", 16, 1, 2, RESIZED),
 )
@@ -75,7 +75,7 @@ def run(options: Options) -> Table:
         "memory: of a fresh process above its imports, compilation included."
     ]
     headline = Headline.of(f"training step, VGG11 at {SIZE} x {SIZE}", "images / s", rows)
-    title = "training of VGG11 and a small CNN (32-64-128-128)"
+    title = "training of VGG11, a small CNN (32-64-128-128) and ResNet-20"
     return Table("train", title, rows, notes, found, headline=headline)
 
 
@@ -159,8 +159,7 @@ def bare(name: str, fields: dict[str, Any], batch: int, count: int, resize: int)
     model, variables = networks.create(name, SIZE, **fields)
     images, labels = (jnp.asarray(array) for array in normalised(batch, resize or SIZE))
     step = limits.training_step(model, RATE, training.MOMENTUM, training.WEIGHT_DECAY)
-    params = jax.tree.map(jnp.array, variables["params"])
-    run = {"state": (params, jax.tree.map(jnp.zeros_like, params))}
+    run = {"state": limits.training_start(variables)}
 
     def work() -> Any:
         for _ in range(count):
