@@ -305,7 +305,7 @@ COMPILED = {  # where the package compiles: what of it is lowered here
     "features/steps.py": "extraction, sums of its parts",
     "initializers/coupling.py": "moments",
     "models/registry.py": "a model's own initialisers",
-    "rfm/blocks.py": "columns of a kernel; products and moments over a mesh of devices are lowered for their own kind alone",
+    "rfm/blocks.py": "columns of a kernel; what is divided over devices lowers for their kind alone",
     "rfm/deep.py": "patches, as in extraction",
     "rfm/pivots.py": "the preconditioner",
     "rfm/solvers.py": "steps of conjugate gradients",
