@@ -218,13 +218,13 @@ def test_evaluations_on_the_way_use_a_fixed_part_of_every_class(pictures, monkey
     settings = Settings(steps=10, batch_size=8, evaluation_share=0.15)
     assert settings.curve_images == 3
     trainer, seen = Trainer(Linear(), PIPELINE, settings), []
-    batch_sums = trainer._batch_sums
+    batch_sums = trainer.batch_sums
 
     def observed(variables, split, indices, weights):
         seen.append(np.asarray(indices)[np.asarray(weights)].tolist())
         return batch_sums(variables, split, indices, weights)
 
-    monkeypatch.setattr(trainer, "_batch_sums", observed)
+    monkeypatch.setattr(trainer, "batch_sums", observed)
     done = run(trainer, data)
     assert seen == [[0, 3, 6]] * len(due(10)) + [list(range(9))]
     last, variables = done.history[-1], done.state.variables

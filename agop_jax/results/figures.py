@@ -74,6 +74,9 @@ class Curve:
 def save(figure: Figure, stem: str | os.PathLike) -> bytes:
     """Write `stem`.png (150 dpi) and `stem`.svg, byte for byte the same for the same figure; returns the SVG."""
     formats = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+    with matplotlib.rc_context(STYLE):
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # each form would else lay the panels out anew, twice: most of the time
     for suffix, metadata in formats.items():
         buffer = io.BytesIO()
         with matplotlib.rc_context(STYLE):
