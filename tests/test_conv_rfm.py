@@ -1,5 +1,7 @@
 """Convolutional and deep recursive feature machines, and networks that start from them."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 
 from agop_jax import FeatureMatrix, initialize, load_features, save_features
 from agop_jax.core.errors import UserError
+from agop_jax.models.layers import Conv
 from agop_jax.rfm import ConvRFM, ConvRFMClassifier, deep_features
 from agop_jax.rfm.convolutional import spaced
 
@@ -97,6 +100,27 @@ def test_layers_are_drawn_one_after_another(network):
     alone = ConvRFMClassifier(stride=2, positions=16, iterations=1).fit(np.asarray(hidden), labels)
     similarity = FeatureMatrix.correlate(alone.M_, features["Conv_1"].agop)
     assert similarity.pearson > 0.9999
+
+
+class Coarse(nn.Module):
+    """Two convolutions, of which the second sees 2 x 2 pixels."""
+
+    convolution: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.max_pool(nn.relu(self.convolution(4, (3, 3), name="a")(x)), (4, 4), (4, 4))
+        return nn.Dense(2)(nn.relu(self.convolution(3, (3, 3), name="b")(x)).mean((1, 2)))
+
+
+def test_a_product_over_patches_is_drawn_as_a_convolution():
+    """The package's own convolution multiplies patches of small images; Flax's, with the same filters, does not."""
+    images, labels = edges(0, 40)
+    plain, patches = (Coarse(convolution) for convolution in (nn.Conv, Conv))
+    variables = plain.init(jax.random.key(0), images[:1])
+    one, other = (deep_features(model, variables, images, labels, key=1) for model in (plain, patches))
+    assert list(one) == list(other) == ["a", "b"]
+    np.testing.assert_allclose(other["b"].kernel, one["b"].kernel, atol=1e-3 * np.abs(one["b"].kernel).max())
 
 
 def test_filters_come_from_the_covariance():

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from agop_jax.core import trees
+from agop_jax.core.blas import few_threads
 from agop_jax.core.errors import UserError
 from agop_jax.core.files import Row
 from agop_jax.core.networks import switches_of
@@ -101,7 +101,7 @@ def ansatz_report(
     for index, path in enumerate(trees.select(parts[0], layers)):
         rng = np.random.default_rng((seed, index))
         study = Study(powers, draws, resamples, rng)
-        with threadpool_limits(1):  # many small decompositions: threads would only wait for each other
+        with few_threads():  # many small decompositions
             rows += study.layer(path, parts, first, known=init_variables is not None)
     return rows
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agop_jax.core.blas import few_threads
 from agop_jax.core.compilation import jit
 from agop_jax.core.networks import Cache, Network, signature
 from agop_jax.core.types import Array
@@ -51,6 +52,11 @@ def linear_probe(train: Labelled, validation: Labelled, test: Labelled, num_clas
     """
     if not all(np.isfinite(features).all() for features, _ in (train, validation, test)):
         return Probe(np.nan, np.nan, np.nan)
+    with few_threads(min(train[0].shape)):
+        return _fitted(train, validation, test, num_classes)
+
+
+def _fitted(train: Labelled, validation: Labelled, test: Labelled, num_classes: int) -> Probe:
     features, labels = train
     mean, targets = features.mean(0, dtype=np.float64), np.eye(num_classes)[labels]
     centred, frequencies = features - mean, targets.mean(0)

@@ -18,7 +18,7 @@ from agop_jax.experiments import draws
 from agop_jax.experiments.donors import DonorNetwork
 from agop_jax.experiments.keys import Role, key, stream
 from agop_jax.experiments.machines import drawn_features
-from agop_jax.experiments.outlines import input_shape, kernel_shapes
+from agop_jax.experiments.outlines import input_shape
 from agop_jax.experiments.places import Place
 from agop_jax.experiments.settings import Config
 from agop_jax.experiments.sweep_tables import Cell
@@ -35,6 +35,7 @@ from agop_jax.training.resumable import train_resumable
 
 SHARES = (5, 20, 100)  # per cent of the steps, after which `results.csv` states the accuracy
 OnStep = Callable[[Run, int], None]
+OnStart = Callable[[Variables], None]
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,13 @@ def _drawn_features(
     return drawn_features(config.rfm, *network, *options)[0]
 
 
-def train(comparison: Comparison, cell: Cell, rate: float, seed: int, place: Place, on_step: OnStep) -> Trained:
-    """Trains a recipient, or goes on with it from its last checkpoint."""
+def train(
+    comparison: Comparison, cell: Cell, rate: float, seed: int, place: Place, on_start: OnStart, on_step: OnStep
+) -> Trained:
+    """Trains a recipient, or goes on from its last checkpoint; `on_start` sees its variables before training."""
     trainer = place.trainers[cell.width]
     variables, explained_variance = start(comparison, cell, seed, trainer)
+    on_start(variables)
     filters, state = first_filters(trainer, comparison.dataset, variables), trainer.start(variables)
     del variables  # half a gigabyte of VGG11
     run = train_resumable(
@@ -172,10 +176,9 @@ def result(
 
 def first_filters(trainer: Trainer, dataset: Dataset, variables: Variables) -> np.ndarray | None:
     """The kernel of the convolution that is called first, which need not be the first by its name."""
-    shapes = kernel_shapes(trainer.model, trainer.pipeline, dataset.train.shape)
-    first = next((path for path, shape in shapes.items() if len(shape) == 4), None)
-    if first is None:
-        return None
     network = open_network(trainer.model, variables)
-    inputs = jnp.zeros((1, *input_shape(trainer.pipeline, dataset.train.shape)))
-    return np.asarray(jax.device_get(tap(network, inputs).kernels(network.params, network.others)[first]))
+    inputs = jax.ShapeDtypeStruct((1, *input_shape(trainer.pipeline, dataset.train.shape)), jnp.float32)
+    tapped = tap(network, inputs)
+    kernels = (tapped.kernel(layer, network.params, network.others) for layer in tapped.layers)
+    first = next((kernel for kernel in kernels if kernel.ndim == 4), None)
+    return None if first is None else np.asarray(jax.device_get(first))

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from agop_jax.core import files, hosts
+from agop_jax.core.types import Variables
 from agop_jax.data import Dataset
 from agop_jax.experiments import recipients, tuning
 from agop_jax.experiments.before import before_training
@@ -86,24 +87,41 @@ class Sweep:
         """The grid of learning rates, then a recipient for each seed of this donor."""
         comparison, trainer = self.comparisons[donor], place.trainers[cell.width]
         tuned: dict[tuning.Point, Trained] = {}
+        before: dict[int, dict[str, float]] = {}
+        missing = self._missing_seeds(donor, cell)
+
+        def train(rate: float, seed: int) -> Trained:
+            def on_start(variables: Variables) -> None:
+                if seed in missing and seed not in before:
+                    before[seed] = before_training(comparison, cell, seed, variables, trainer)
+
+            return self._train(comparison, cell, rate, seed, place, on_start, bar)
+
         for rate, seed in self._untried(donor, cell):
-            trained = tuned[rate, seed] = self._train(comparison, cell, rate, seed, place, bar)
+            trained = tuned[rate, seed] = train(rate, seed)
             self.tables.add_rate(cell, rate, seed, trained.run.history[-1])
         rate = self.tables.choose_rate(cell, comparison.config.recipients.learning_rates, self.seeds(donor))
-        for seed in self._missing_seeds(donor, cell):
+        for seed in missing:
             again = tuned.get((rate, seed))  # the same run, bit for bit
             bar.update(comparison.config.train.steps if again else 0)
-            trained = again or self._train(comparison, cell, rate, seed, place, bar)
+            trained = again or train(rate, seed)
             self._keep(cell, seed, trained)
             row = recipients.result(comparison, cell, rate, seed, trained, place)
-            start = recipients.start(comparison, cell, seed, trainer).variables
-            before = before_training(comparison, cell, seed, start, trainer)
-            self.tables.add_result({**row, "donor": donor, **before})
+            self.tables.add_result({**row, "donor": donor, **before[seed]})
             recipients.forget(comparison, cell, seed)
         for _, seed in tuning.grid(comparison.config.recipients, self.seeds(donor)):  # some may be no recipient's
             recipients.forget(comparison, cell, seed)
 
-    def _train(self, comparison: Comparison, cell: Cell, rate: float, seed: int, place: Place, bar: tqdm) -> Trained:
+    def _train(
+        self,
+        comparison: Comparison,
+        cell: Cell,
+        rate: float,
+        seed: int,
+        place: Place,
+        on_start: recipients.OnStart,
+        bar: tqdm,
+    ) -> Trained:
         trainer, shown = place.trainers[cell.width], 0
 
         def on_step(run: Run, step: int) -> None:
@@ -114,7 +132,7 @@ class Sweep:
             if run.history[-1]["step"] == step:
                 bar.set_postfix(_postfix(cell, rate, seed, run, step * trainer.settings.batch_size / run.seconds))
 
-        trained = recipients.train(comparison, cell, rate, seed, place, on_step)
+        trained = recipients.train(comparison, cell, rate, seed, place, on_start, on_step)
         bar.update(trainer.settings.steps - shown)  # what a diverged run left
         return trained
 

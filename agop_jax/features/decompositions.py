@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agop_jax.core.blas import few_threads
 from agop_jax.core.types import Array, Float
 
 # A product in float64 knows a singular value s to 1e-16 (largest / s)^2: to 1e-6 at this fraction of the largest, where
@@ -43,7 +44,8 @@ def svd_by_gram(factor: Float[Array, "*stack k m"]) -> Svd | None:
     tall = _t(a) if wide else a
     if not np.isfinite(a).all():
         return None
-    values, vectors = np.linalg.eigh(_t(tall) @ tall)
+    with few_threads(tall.shape[-1]):
+        values, vectors = np.linalg.eigh(_t(tall) @ tall)
     singular, vectors = np.sqrt(np.maximum(values, 0))[..., ::-1], vectors[..., ::-1]
     if (singular[..., -1] <= SMALLEST * singular[..., 0]).any():
         return None
@@ -70,7 +72,8 @@ def product_eigen(factor: Float[Array, "*stack k m"], middle: Float[Array, "*sta
     condition = np.linalg.norm(lower, axis=(-2, -1)) * np.linalg.norm(inverse, axis=(-2, -1))  # or more
     if not np.isfinite(s).all() or not (condition < 1 / SMALLEST).all():
         return None
-    values, vectors = np.linalg.eigh(_t(lower) @ s @ lower)
+    with few_threads(lower.shape[-1]):
+        values, vectors = np.linalg.eigh(_t(lower) @ s @ lower)
     vectors = w @ (_t(inverse) @ vectors)
     as_given = lambda found: jnp.asarray(found[..., ::-1], factor.dtype)
     return as_given(values), as_given(vectors)

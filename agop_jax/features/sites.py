@@ -103,11 +103,11 @@ class Site:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the operand is the kernel, with its axes in the order of this module."""
+        """Whether the operand is the kernel, flattened if need be, with its axes in the order of this module."""
         ndim = len(self.kernel_shape)
         if self.is_convolution:
             return tuple(self.params["dimension_numbers"].rhs_spec) == (ndim - 1, ndim - 2, *range(ndim - 2))
-        return self.unflattened is None and ndim == 2 and self._axes(self.place) == ((0,), ())
+        return ndim == 2 and self._axes(self.place) == ((0,), ())
 
     def contracts_last(self, ndim: int) -> bool:
         """Whether the channels of the data operand, of so many axes, are its last axis."""

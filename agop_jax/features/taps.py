@@ -125,12 +125,16 @@ class Tapped:
         return self._with_computed(params, others, computed) if computed else params
 
     def _leaf(self, layer: str) -> int | None:
-        """The parameter that is this layer's kernel as it is; None if the kernel is made of it."""
+        """The parameter that is this layer's kernel, as it is or flattened; None if the kernel is computed from it."""
         place = self.layers[layer][0]
         piece = self.program.kernel(place)
-        if piece is None or piece.results[0] >= len(self.paths) or not self.sites[place].is_plain:
+        if piece is None or not self.sites[place].is_plain:
             return None
-        return piece.results[0]
+        source = piece.results[0]
+        if self.sites[place].unflattened is not None:
+            reshaped = {step.writes[0]: step.reads[0] for step in piece.steps if step.eqn.primitive.name == "reshape"}
+            source = reshaped.get(source, source) if len(piece.steps) == 1 else source
+        return source if isinstance(source, int) and source < len(self.paths) else None
 
     def _with_computed(self, params: Any, others: Any, kernels: Mapping[str, Array]) -> Any:
         leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, params))

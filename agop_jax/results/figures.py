@@ -74,6 +74,9 @@ class Curve:
 def save(figure: Figure, stem: str | os.PathLike) -> bytes:
     """Write `stem`.png (150 dpi) and `stem`.svg, byte for byte the same for the same figure; returns the SVG."""
     formats = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+    with matplotlib.rc_context(STYLE):
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # each form would else lay the panels out anew, twice: most of the time
     for suffix, metadata in formats.items():
         buffer = io.BytesIO()
         with matplotlib.rc_context(STYLE):
@@ -149,14 +152,14 @@ def small_multiples(
         colour = INK if name == baseline else BLUE
         axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.22, linewidth=0)
         axes.plot(curve.x, curve.mean, line, color=colour, linewidth=1.4, markersize=3.5)
-    _scale_panels(panels[0], list(curves.values()), percent, points)
+    _scale_panels(panels, list(curves.values()), percent, points)
     figure.supxlabel(xlabel, fontsize=8.5)
     figure.supylabel(ylabel, fontsize=8.5)
     return figure
 
 
-def _scale_panels(axes: Axes, curves: Sequence[Curve], percent: bool, points: bool) -> None:
-    """Limits, ticks and units of axes that all panels share; values far outside the middle 96 % leave the frame."""
+def _scale_panels(panels: Sequence[Axes], curves: Sequence[Curve], percent: bool, points: bool) -> None:
+    """The same limits, ticks and units for all panels; values far outside the middle 96 % leave the frame."""
     values = np.concatenate([np.concatenate([curve.mean, curve.low, curve.high]) for curve in curves])
     values = np.clip(values, 0, 1) if percent else values
     values = values[np.isfinite(values)]
@@ -164,7 +167,16 @@ def _scale_panels(axes: Axes, curves: Sequence[Curve], percent: bool, points: bo
         low, high = np.percentile(values, [2, 98])
         low, high = max(values.min(), 2 * low - high), min(values.max(), 2 * high - low)
         margin = 0.05 * (high - low) or 0.05
-        axes.set_ylim(low - margin, high + margin)
+        for axes in panels:
+            axes.set_ylim(low - margin, high + margin)
+    for axes in panels:
+        _set_ticks(axes, curves, percent, points)
+    ends = [end for axes in panels for end in axes.get_xlim()]
+    for axes in panels:
+        axes.set_xlim(min(ends), max(ends))
+
+
+def _set_ticks(axes: Axes, curves: Sequence[Curve], percent: bool, points: bool) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(4))
     if percent:
         axes.yaxis.set_major_formatter(_percent)
@@ -179,17 +191,21 @@ def _scale_panels(axes: Axes, curves: Sequence[Curve], percent: bool, points: bo
 
 
 def panel_grid(titles: Sequence[str], height: float, share: bool = True) -> tuple[Figure, list[Axes]]:
-    """One panel a title, `COLUMNS` a row, with tick labels at the left and under the last of each column."""
+    """One panel a title, `COLUMNS` a row; of the same limits in all, labels stand at the left and the bottom alone.
+
+    The axes are never matplotlib's shared ones: each of n asks all others for their limits, n^2 times a drawing.
+    """
     columns = min(COLUMNS, len(titles))
     rows = math.ceil(len(titles) / columns)
     figure = Figure(figsize=(max(WIDTH * columns / COLUMNS, 3.2), 0.45 + height * rows))
-    grid = figure.subplots(rows, columns, sharex=share, sharey=share, squeeze=False)
+    grid = figure.subplots(rows, columns, squeeze=False)
     panels = list(grid.flat)
     for axes in panels[len(titles) :]:
         axes.remove()
     for index, (axes, title) in enumerate(zip(panels, titles, strict=False)):
         axes.set_title(title, loc="left", pad=3)
-        axes.tick_params(length=2, pad=2, labelsize=7, labelbottom=not share or index + columns >= len(titles))
+        outer = {"labelbottom": index + columns >= len(titles), "labelleft": index % columns == 0}
+        axes.tick_params(length=2, pad=2, labelsize=7, **(outer if share else {}))
     return figure, panels[: len(titles)]
 
 

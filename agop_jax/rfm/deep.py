@@ -89,7 +89,9 @@ def deep_features(
 
 
 def _is_drawn(site: Site) -> bool:
-    return site.is_convolution and site.groups == 1 and not site.depth and not site.stacked
+    """Whether a layer is a convolution, be it written as a product over patches, without groups and scans."""
+    windows = site.is_convolution or len(site.unflattened or ()) > 2
+    return windows and site.groups == 1 and not site.depth and not site.stacked
 
 
 def _drawn(path: str, covariance: FeatureMatrix, count: int, key: PRNGKey, shape: tuple[int, ...]) -> LayerFeatures:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from agop_jax.core.blas import few_threads
 from agop_jax.core.errors import UserError
 from agop_jax.core.types import Array, Float
 from agop_jax.features.matrix import HIGHEST, FeatureMatrix
@@ -130,7 +131,8 @@ def mapped(
 
 def _root(matrix: Float[Array, "k k"]) -> Float[Array, "k k"]:
     """F with F F^T = matrix, in float64."""
-    values, vectors = np.linalg.eigh(np.asarray(matrix, np.float64))
+    with few_threads(len(matrix)):
+        values, vectors = np.linalg.eigh(np.asarray(matrix, np.float64))
     return jnp.asarray(vectors * np.sqrt(np.maximum(values, 0)), matrix.dtype)
 
 

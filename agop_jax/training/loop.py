@@ -146,7 +146,7 @@ class Trainer:
           UserError: at the first call, if the step needs more memory than the device has free.
         """
         numbers = (indices, np.float32(learning_rate), np.uint32(seed))
-        arguments = (state, split, *devices.place(numbers, self.mesh))
+        arguments = (state, split, *(devices.place(numbers, self.mesh) if hosts.several() else numbers))
         if self._compiled is None:
             what = f"a training step of {self.settings.batch_size} images"
             self._compiled = compile_within_memory(
@@ -157,7 +157,8 @@ class Trainer:
                 AMPLE_BYTES,
                 **self._step_options,
             )
-        return self._compiled(*arguments)
+        with jax.transfer_guard_host_to_device("allow"):  # of the numbers: placed one by one they cost more time
+            return self._compiled(*arguments)
 
     def trace_step(self, state: TrainState, split: Split, indices: Any) -> jax.stages.Traced:
         """What `step` compiles for arguments of these shapes, to be lowered for any kind of device."""
