@@ -35,6 +35,13 @@ def x64():
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forgetful():
+    """What one file compiled is of little use to the next; kept, it took a worker to 6 GB."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def full_compilation():
     """XLA with all of its passes, for tests of what it compiles."""

@@ -22,7 +22,7 @@ from agop_jax.core.errors import UserError
 from agop_jax.data import Dataset, Pipeline, Split, load
 from agop_jax.experiments import donors
 from agop_jax.experiments.config import experiment_config
-from agop_jax.experiments.recipients import Trained
+from agop_jax.experiments.recipients import Comparison, Trained
 from agop_jax.experiments.settings import Config
 from agop_jax.experiments.sweep import Sweep
 from agop_jax.experiments.sweep_tables import Cell
@@ -141,10 +141,10 @@ def error_at_once(path: pathlib.Path) -> str:
     sweep = sweeps(path, 4, **{"train.steps": 10**7})()
     train_one = sweep._train
 
-    def train_or_fail(cell: Cell, *others) -> Trained:
+    def train_or_fail(comparison: Comparison, cell: Cell, *others) -> Trained:
         if cell.init == "default":
             raise UserError("broken")
-        return train_one(cell, *others)
+        return train_one(comparison, cell, *others)
 
     sweep._train = train_or_fail
     try:

@@ -210,7 +210,10 @@ def test_sizes_that_cannot_be(wrong, tmp_path):
         run.main(["--suite=probe", f"--out={tmp_path}", wrong])
 
 
-@pytest.mark.parametrize("suite", ["extract", "train", "store", "init", "probe", "start", "growth", "rfm"])
+LONGER = [pytest.param(suite, marks=pytest.mark.slow) for suite in ("extract", "probe", "start", "growth")]
+
+
+@pytest.mark.parametrize("suite", ["train", "store", "init", "rfm", *LONGER])
 def test_suite_at_toy_size(suite, tmp_path):
     run.main([f"--suite={suite}", "--quick", f"--out={tmp_path}"])
     found = json.loads((tmp_path / f"{suite}.json").read_text())

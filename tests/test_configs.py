@@ -53,7 +53,12 @@ def known(name: str) -> str:
     return Path(name.removeprefix("npz:")).stem
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+# the other configs differ from these in the data set alone
+EVERY_RUN = ("digits", "cifar10", "cifar_transfer", "original_vgg11_cifar10")
+RUNS = [pytest.param(path, id=path.stem, marks=() if path.stem in EVERY_RUN else pytest.mark.slow) for path in CONFIGS]
+
+
+@pytest.mark.parametrize("path", RUNS)
 def test_quick_run(path, stand_in, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "EVALUATION_BATCH", 50)  # the stand-ins are small
     config = read(path, "quick")

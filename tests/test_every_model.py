@@ -23,7 +23,16 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module", params=[*models.MODELS, "vgg11 classic", "resnet18 cifar"])
+# of each family the smaller ones in every run; these are built from the same blocks
+LARGER = {"vgg13", "vgg16", "vgg19", "vgg13_bn", "vgg16_bn", "vgg19_bn", "resnet34", "resnet50"}
+LARGER |= {"resnet32", "resnet44", "resnet56"}
+PARAMS = [
+    pytest.param(name, marks=pytest.mark.slow if name in LARGER else ())
+    for name in (*models.MODELS, "vgg11 classic", "resnet18 cifar")
+]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def network(request):
     """The model's name, images, trainer and the features of an untrained donor of other width."""
     name, _, variant = request.param.partition(" ")

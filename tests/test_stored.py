@@ -263,7 +263,6 @@ def test_a_streamed_run_that_was_killed_goes_on_with_what_it_had_not_seen(in_fol
     """Kill -9 in the middle of the second epoch, while the state of the step before is being written."""
     directory = tmp_path_factory.mktemp("killed") / "run"
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
-    del environment["JAX_DISABLE_MOST_OPTIMIZATIONS"]  # it rounds as this process does, bit for bit
 
     def run(kill_at: int) -> subprocess.CompletedProcess:
         command = [sys.executable, "-c", KILLED, in_folder, str(directory), str(kill_at)]
@@ -371,6 +370,7 @@ print(epoch(trainer if isinstance(dataset.train, StoredSplit) else new_trainer()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")
 def test_a_data_set_four_times_the_cap_is_trained_on_under_the_cap(tmp_path):
     """Memory of a process over an epoch and its evaluations; the same set held in memory breaks the cap."""
