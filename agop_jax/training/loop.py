@@ -166,14 +166,19 @@ class Trainer:
         arguments = (state, split, indices, number(jnp.float32), number(jnp.uint32))
         return traced(self._step, arguments, **self._step_options)
 
-    def _take(self, split: Split, indices: Array | None) -> tuple[Array, Array]:
+    def _take(self, split: Split, indices: Array | np.ndarray | None) -> tuple[Array, Array]:
         """Images, divided over the devices wherever they lay, and labels."""
         if indices is None:
             return jnp.asarray(split.images), jnp.asarray(split.labels)
         return jax.lax.with_sharding_constraint(split.images[indices], self._divided), split.labels[indices]
 
     def _step(
-        self, state: TrainState, split: Split, indices: Array | None, learning_rate: Array, seed: Array
+        self,
+        state: TrainState,
+        split: Split,
+        indices: Array | np.ndarray | None,
+        learning_rate: Array | np.float32,
+        seed: Array | np.uint32,
     ) -> TrainState:
         self.traces += 1
         key = jax.random.fold_in(jax.random.key(seed), state.step)
