@@ -152,18 +152,6 @@ def test_adaptive_mean_pool_keeps_the_precision_of_the_passes():
     assert adaptive_mean_pool(jnp.ones((1, 4, 7, 2), jnp.bfloat16), 7).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize(("window", "size"), [(2, (4, 6)), (3, (6, 7))])
-def test_equal_maxima_share_the_gradient(window, size, x64):
-    """The plain form is the maximum over a reshaped axis, whose derivative JAX divides among equal maxima."""
-    x = jax.random.randint(jax.random.key(0), (2, *size, 3), 0, 2).astype(jnp.float64)  # mostly ties
-    h, w = (length // window for length in size)
-    windows = lambda x: x[:, : h * window, : w * window].reshape(2, h, window, w, window, 3)
-    forms = (lambda x: max_pool(x, window), lambda x: windows(x).max((2, 4)))
-    tangent = jax.random.normal(jax.random.key(1), x.shape, jnp.float64)
-    np.testing.assert_allclose(*(jax.grad(lambda x, f=f: jnp.sin(f(x)).sum())(x) for f in forms), atol=1e-15)
-    np.testing.assert_allclose(*(jax.jvp(form, (x,), (tangent,))[1] for form in forms), atol=1e-15)
-
-
 def normalisations(shape, dtype, **options):
     """Flax's and ours: functions of parameters and inputs that give outputs and new statistics."""
     theirs = nn.BatchNorm(momentum=0.9, epsilon=1e-5, dtype=None, **options)

@@ -57,17 +57,17 @@ def merge(parts: Sequence[Statistics]) -> Statistics:
     return Statistics(count, mean, sum(part.square + part.count * (part.mean - mean) ** 2 for part in parts))
 
 
-def lsuv_factors(found: Statistics, steps: int) -> np.ndarray:
+def lsuv_factors(moments: Statistics, steps: int) -> np.ndarray:
     """1 / the layer's deviation, for each filter: the same for all of one step of so many scans."""
-    axes = tuple(range(steps, found.mean.ndim))
-    centre = found.mean.mean(axes, keepdims=True)
-    variance = (found.square / found.count + (found.mean - centre) ** 2).mean(axes, keepdims=True)
-    return np.broadcast_to(_inverse(np.sqrt(variance), 0), found.mean.shape)
+    axes = tuple(range(steps, moments.mean.ndim))
+    centre = moments.mean.mean(axes, keepdims=True)
+    variance = (moments.square / moments.count + (moments.mean - centre) ** 2).mean(axes, keepdims=True)
+    return np.broadcast_to(_inverse(np.sqrt(variance), 0), moments.mean.shape)
 
 
-def standardising_factors(found: Statistics) -> np.ndarray:
+def standardising_factors(moments: Statistics) -> np.ndarray:
     """1 / each filter's deviation; 1 for a filter whose product does not vary."""
-    deviation = np.sqrt(found.square / found.count)
+    deviation = np.sqrt(moments.square / moments.count)
     return _inverse(deviation, DEAD * deviation.max(-1, keepdims=True))
 
 

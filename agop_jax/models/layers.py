@@ -39,36 +39,15 @@ def max_pool(
     strides = strides or window
     if padding:
         x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=-jnp.inf)
-    h, w = x.shape[1:3]
+    n, h, w, c = x.shape
     if strides == window:
-        return _window_maxima(x[:, : h // window * window, : w // window * window], window)
+        x = x[:, : h // window * window, : w // window * window]
+        return x.reshape(n, h // window, window, w // window, window, c).max((2, 4))
     for axis in (1, 2):  # a maximum over a square is one over rows of maxima over columns
         last = x.shape[axis] - window + 1
         slices = [jax.lax.slice_in_dim(x, i, last + i, strides, axis) for i in range(window)]
         x = functools.reduce(jnp.maximum, slices)
     return x
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _window_maxima(x: Float[Array, "n h w c"], window: int) -> Float[Array, "n h2 w2 c"]:
-    return functools.reduce(jnp.maximum, _places(x, window))
-
-
-@_window_maxima.defjvp
-def _window_maxima_jvp(window: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    """Where a window holds its maximum k times, each of these places has a share of 1 / k."""
-    (x,), (tangent,) = primals, tangents
-    n, h, w, c = x.shape
-    maxima = _window_maxima(x, window)
-    equal = sum((place == maxima).astype(x.dtype) for place in _places(x, window))
-    windows = lambda array: array.reshape(n, h // window, window, w // window, window, c)
-    chosen = jnp.where(windows(x) == maxima[:, :, None, :, None], windows(tangent), 0)
-    return maxima, chosen.sum((2, 4)) / equal
-
-
-def _places(x: Float[Array, "n h w c"], window: int) -> list[Float[Array, "n h2 w2 c"]]:
-    """One array for each place of a window."""
-    return [x[:, i::window, j::window] for i in range(window) for j in range(window)]
 
 
 def adaptive_mean_pool(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n size size c"]:

@@ -68,11 +68,11 @@ def _padded(array: Array, shape: tuple[int, int]) -> Array:
     return jax.device_put(padded, devices.divided(over))
 
 
-def _divided(over: Mesh, function: Callable[..., Any], divided: int, given: tuple[Any, ...], result: Any) -> Any:
+def _divided(over: Mesh, function: Callable[..., Any], divided: int, arguments: tuple[Any, ...], result: Any) -> Any:
     """The function on each device's own part of the first arguments."""
     rows, whole = PartitionSpec(devices.AXIS), PartitionSpec()
-    specs = tuple(rows if place < divided else whole for place in range(len(given)))
-    return jax.shard_map(function, mesh=over, in_specs=specs, out_specs=result, check_vma=False)(*given)
+    specs = tuple(rows if place < divided else whole for place in range(len(arguments)))
+    return jax.shard_map(function, mesh=over, in_specs=specs, out_specs=result, check_vma=False)(*arguments)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
