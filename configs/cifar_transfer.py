@@ -60,13 +60,14 @@ from agop_jax.experiments.config import experiment_config, require_mode, shrink
 
 def get_config(mode: str = "") -> ml_collections.ConfigDict:
     """The config; modes 'half' and 'double' change the recipients' width, 'quick' makes everything small."""
-    require_mode(mode, ("half", "double", "quick"))
+    require_mode(mode, ("half", "double", "parts", "quick"))
     config = experiment_config()
     config.question = "Does what a CNN learned on CIFAR-100 make a better start on CIFAR-10 than random numbers?"
     config.data.name = "npz:cifar10.npz"  # 50,000 + 10,000 images
     config.data.validation = 0.02  # 1,000 images: they are looked at often
     config.donor.data = "npz:cifar100.npz"
     config.model.features = (32, 64, 128, 128)
+    config.donor.seeds = (0, 1)
     config.donor.learning_rate = 0.05
     config.donor.train.steps = 4000
     config.features.batch_size = 64
@@ -74,37 +75,57 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
     config.train.steps = 250
     recipients = config.recipients
     recipients.train_sizes = (2000,)
-    recipients.learning_rates = (0.02, 0.05, 0.1)
+    recipients.learning_rates = (0.01, 0.025, 0.06, 0.15, 0.4)
+    recipients.tuning_seeds = 2
     recipients.inits = (
         "kaiming_normal",
         "lsuv",
-        "matched_isotropic",  # scale of 'nfm' alone
-        "matched_spectrum",
+        "orthogonal@standardised",
+        "whitened",  # the images' own directions, no donor
+        "whitened_first",
+        "convrfm",  # images and labels, no donor
+        "convrfm@lsuv",
         "nfm",  # the original's, each layer on its own
         "agop",
-        "kaiming_nfm",
+        "first_layer_nfm",
+        "spatial",
+        "matched_isotropic",  # scale of 'nfm' alone
+        "matched_spectrum",
         "coupled_nfm",
         "coupled_sqrt_agop",
-        "spatial",
-        "first_layer_nfm",
+        "rainbow",
+        "rainbow@lsuv",
+        "coupled_nfm@noise=0.5",  # the dial from covariance to copy: a donor filter with half as much noise,
+        "coupled_nfm@mixed=1",  # or without any
+        "selected",
         "copy",
         "coupled_nfm@shuffled",  # negative controls: a fit to the wrong channels,
         "coupled_nfm@untrained",  # a donor that learned nothing,
-        "matched_isotropic:coupled_nfm",  # its scale alone,
-        "matched_spectrum:coupled_nfm",  # the wrong eigenvectors,
-        "matched_spectrum:coupled_nfm@shuffled",  # both
-        "coupled_nfm@mixed=8",  # the dial from covariance to copy: each filter mixes 8 of the donor's,
-        "coupled_nfm@mixed=1",  # or is one of them
+        "matched_spectrum:coupled_nfm",  # the wrong eigenvectors
+        "selected@shuffled",
+        "selected@untrained",
     )
     if mode in ("half", "double"):  # a layer's own covariance fits no other number of input channels
         recipients.widths = (0.5,) if mode == "half" else (2.0,)
-        copy = "copy_spaced" if mode == "half" else "copy_tiled"
-        recipients.inits = ("kaiming_normal", "lsuv", "first_layer_nfm", "coupled_nfm", "coupled_sqrt_agop", copy)
-    if mode == "half":  # a quarter of the work
-        recipients.inits += ("coupled_nfm@shuffled", "coupled_nfm@untrained", "matched_spectrum:coupled_nfm", "spatial")
-    if mode == "double":  # four times the work
-        recipients.learning_rates = (0.02, 0.05)
-        recipients.inits += ("coupled_nfm@shuffled", "coupled_nfm@untrained")
+        copies = (
+            ("copy_spaced", "copy_ranked", "copy_ranked@by=norm")
+            if mode == "half"
+            else ("copy_tiled@even", "copy_tiled")
+        )
+        recipients.inits = ("kaiming_normal", "lsuv", "whitened", "coupled_nfm", "selected", "copy_dct", *copies)
+    if mode == "parts":  # what of 'selected' helps: the choice, the noise, its covariance, the standardised channels
+        recipients.inits = (
+            "lsuv",
+            "selected",
+            "selected@K=1",
+            "selected@K=8",
+            "selected@noise=0.25",
+            "selected@noise=1",
+            "selected@matrix=agop",
+            "selected@lsuv",
+            "coupled_nfm@mixed=1@standardised",
+            "copy",
+        )
     if mode == "quick":
         shrink(config, inits=("kaiming_normal", "lsuv", "coupled_nfm", "copy"))
         config.model.features, config.ansatz.draws = (8, 16, 32, 32), 0

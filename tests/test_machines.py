@@ -34,6 +34,9 @@ def test_a_donor_from_machines_and_recipients_from_their_own(tmp_path):
     features = load_features(tmp_path / "features")
     np.testing.assert_allclose(features["Conv_0"].agop.trace, 2, rtol=1e-3)
     assert [row["init"] for row in read_results(tmp_path / "results.csv")] == ["kaiming_normal", "convrfm", "he_agop"]
+    entries = [entry["name"] for entry in json.loads((tmp_path / "gallery.json").read_text())["entries"]]
+    assert entries[-2:] == ["machine_matrices", "machine_rounds"]
+    assert all(row["draw_seconds"] > 0 for row in read_results(tmp_path / "results.csv"))
     filters = np.load(next((tmp_path / "filters").glob("convrfm*")))
     assert filters["initial"].shape == features["Conv_0"].kernel.shape
     assert not np.allclose(filters["initial"], features["Conv_0"].kernel)  # of its own images and key

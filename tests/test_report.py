@@ -59,6 +59,7 @@ def recipient(init, seed, train_size=2000, width=1.0):
     losses = dict.fromkeys(("test_loss", "validation_loss", "train_loss"), math.nan if diverged else 1.5)
     counts = {"steps": 250, "seconds": 3.2, "images_per_second": 5000.0, "diverged": int(diverged)}
     counts |= {"donor": 0, "probe_accuracy": 0.3, "nearest_cosine": 1.0 if init == "copy" else 0.4}
+    counts["draw_seconds"] = 0.25
     place = {"init": init, "seed": seed, "train_size": train_size, "width": width, "learning_rate": 0.1}
     return row | losses | counts | place
 
@@ -312,7 +313,7 @@ def damage(path, old, new):
     [
         ("results.csv", "2000", "two", ["line 2", "train_size", "'two'"]),
         ("results.csv", "test_accuracy", "accuracy", ["missing: test_accuracy"]),
-        ("results.csv", ",0.4\n", "\n", ["line 2", "cells"]),
+        ("results.csv", ",0.25\n", "\n", ["line 2", "cells"]),
         ("results.csv", "nfm,1", "nfm,0", ["nfm_n2000_w1_s0", "twice"]),
         ("config.json", "{", "", ["JSON"]),
     ],
@@ -475,7 +476,7 @@ def test_filters_of_another_kind_are_named_without_advice_to_load_them(tmp_path)
 
 def test_probe_and_cosine_are_in_the_table_and_the_summary(finished, page):
     row = read_summary(finished[0])["copy", 2000, 1.0]
-    assert (float(row["probe_accuracy"]), float(row["nearest_cosine"])) == (0.3, 1.0)
+    assert (float(row["probe_accuracy"]), float(row["nearest_cosine"]), float(row["draw_seconds"])) == (0.3, 1.0, 0.25)
     assert "probe before training" in page
     assert '<td class="number">1.00</td>' in page
 

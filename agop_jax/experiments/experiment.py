@@ -13,7 +13,7 @@ import numpy as np
 from agop_jax.core import devices, files, hosts
 from agop_jax.core.errors import UserError
 from agop_jax.data import Dataset, StoredSplit, load, measured
-from agop_jax.experiments import checks, gallery, workdir
+from agop_jax.experiments import checks, gallery, machines, workdir
 from agop_jax.experiments.checks import Outline
 from agop_jax.experiments.donors import (
     DonorNetwork,
@@ -75,7 +75,8 @@ def run_config(config: Config, path: Path) -> str:
         }
         first = config.donor_seeds[0]
         if donors[first]:
-            _describe_first(dataclasses.replace(config, seed=first), donor_data, donors[first]["trained"], path)
+            own = dataclasses.replace(config, seed=first)
+            _describe_first(own, donor_data, recipient_data, donors[first]["trained"], path)
         if "recipients" in stages:
             Sweep(path, config, recipient_data, _for_recipients(config, donors), environment).run()
         summary = f"Done in {path}: {', '.join(stages)}"
@@ -85,13 +86,13 @@ def run_config(config: Config, path: Path) -> str:
         return summary
 
 
-def _describe_first(config: Config, dataset: Dataset, donor: DonorNetwork, path: Path) -> None:
+def _describe_first(config: Config, dataset: Dataset, recipient_data: Dataset, donor: DonorNetwork, path: Path) -> None:
     """The spectra, ansatz and pictures of the page, of the first donor alone."""
     require_room(donor.features, config.recipients.layers)
     files.write_rows(path / SPECTRA, spectra(donor.features, config.recipients.layers))
     if not config.features.source and hosts.is_first():
         with devices.only(jax.local_devices()):
-            describe_donor(config, dataset, donor, path)
+            describe_donor(config, dataset, recipient_data, donor, path)
 
 
 def _for_recipients(
@@ -231,11 +232,17 @@ def _require(stages: list[str], stage: str, made: Path) -> None:
         )
 
 
-def describe_donor(config: Config, dataset: Dataset, donor: DonorNetwork, path: Path) -> None:
-    """What it learned: the ansatz with its null, on the images of the features, and pictures."""
+def describe_donor(config: Config, dataset: Dataset, recipient_data: Dataset, donor: DonorNetwork, path: Path) -> None:
+    """What it learned: the ansatz with its null, on the images of the features, and pictures.
+
+    A machine is shown on the images that machines draw from: the donor's if they make the donor, else the recipients'.
+    """
     used = feature_images(config, dataset)
     batches = network_batches(donor.pipeline, used, config.features.batch_size)
     images = np.concatenate([np.asarray(batch) for batch, _ in batches])
     start = None if config.donor.source else untrained_donor(config, dataset, donor.model)
     gallery.write_ansatz(path, config, donor, start, images, used.labels)
-    gallery.write_gallery(path, config, donor, dataset)
+    images_of = dataset if config.donor.source == machines.SOURCE else recipient_data
+    pipeline = pipeline_for(config, images_of)
+    machine = lambda side: machines.rounds_on_images(config.rfm, pipeline, images_of, side)
+    gallery.write_gallery(path, config, donor, dataset, machine if machines.are_used(config) else None)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ from agop_jax.data import Dataset
 from agop_jax.data.images import read_photograph
 from agop_jax.experiments.donors import DonorNetwork
 from agop_jax.experiments.keys import Role, stream
+from agop_jax.experiments.machines import Rounds
 from agop_jax.experiments.settings import Config
 from agop_jax.experiments.workdir import ANSATZ, GALLERY
 from agop_jax.models.pretrained import Pretrained
-from agop_jax.results import feature_figures, figures
+from agop_jax.results import feature_figures, figures, machine_figures
 from agop_jax.training.resumable import Stopped
 
 SHOWN = 5  # layers of one picture, spread evenly over the network
+Entry = tuple[str, figures.Figure, str, str]  # name, figure, caption and alternative text
 
 
 def write_ansatz(
@@ -84,16 +86,30 @@ def check_picture(config: Config, donor_data: Dataset) -> None:
         )
 
 
-def write_gallery(path: Path, config: Config, donor: DonorNetwork, dataset: Dataset) -> None:
+def write_gallery(
+    path: Path,
+    config: Config,
+    donor: DonorNetwork,
+    dataset: Dataset,
+    machine: Callable[[int], Rounds] | None,
+) -> None:
     """`figures/donor_*` and `gallery.json`, which names them with their captions; unless it is there for this picture.
 
     An experiment does not depend on its pictures: what goes wrong with them is logged and noted in `gallery.json`.
+
+    Args:
+      path: the work directory.
+      config: of the experiment.
+      donor: whose features are drawn.
+      dataset: of the donor.
+      machine: from the side of a patch to a recursive feature machine's rounds, in experiments that use some.
     """
-    wanted = {"image": config.pictures.image, "layers": config.pictures.layers}
-    if not config.pictures.enabled or _is_drawn(path, wanted):
+    pictures = {"image": config.pictures.image, "layers": config.pictures.layers, "machines": machine is not None}
+    if not config.pictures.enabled or _is_drawn(path, pictures):
         return
     try:
-        drawn = _drawn(donor, _picture(wanted["image"], donor, dataset), wanted["layers"])
+        drawn = _drawn(donor, _picture(config.pictures.image, donor, dataset), config.pictures.layers)
+        drawn += _machine_pictures(donor, machine) if machine else []
         contents = {"entries": [_save(path, *figure) for figure in drawn]}
     except Stopped:
         raise
@@ -102,17 +118,16 @@ def write_gallery(path: Path, config: Config, donor: DonorNetwork, dataset: Data
         logging.warning("%s", note)
         logging.debug("what went wrong with the pictures", exc_info=True)
         contents = {"entries": [], "note": note}
-    files.atomic_write_text(path / GALLERY, json.dumps({"pictures": wanted, **contents}, indent=1))
+    files.atomic_write_text(path / GALLERY, json.dumps({"pictures": pictures, **contents}, indent=1))
 
 
-def _is_drawn(path: Path, wanted: Mapping[str, Any]) -> bool:
+def _is_drawn(path: Path, pictures: Mapping[str, Any]) -> bool:
     """Whether the gallery is that of this picture, and whole."""
     try:
         gallery = files.read_json(path / GALLERY) if (path / GALLERY).exists() else {}
     except UserError:  # damaged: drawn anew
         return False
-    before = gallery.get("pictures", {})
-    return "note" not in gallery and all(before.get(name) == value for name, value in wanted.items())
+    return "note" not in gallery and {"machines": False, **gallery.get("pictures", {})} == pictures
 
 
 def _picture(file: str, donor: DonorNetwork, dataset: Dataset) -> np.ndarray:
@@ -127,8 +142,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _drawn(donor: DonorNetwork, picture: np.ndarray, layers: str) -> list[tuple[str, figures.Figure, str, str]]:
-    """Name, figure, caption and alternative text of each picture."""
+def _drawn(donor: DonorNetwork, picture: np.ndarray, layers: str) -> list[Entry]:
+    """The pictures of the donor's features."""
     images = donor.pipeline(jnp.asarray(picture)[None])
     _require_size(donor, images)
     first_last = _spread(list(donor.features), 2)
@@ -173,6 +188,36 @@ def _drawn(donor: DonorNetwork, picture: np.ndarray, layers: str) -> list[tuple[
             f"Feature maps of {', '.join(chosen)}.",
         ),
     ]
+
+
+def _machine_pictures(donor: DonorNetwork, machine: Callable[[int], Rounds]) -> list[Entry]:
+    """Of a machine on patches of the donor's first convolution; none where those are not square."""
+    first = next((layer for layer in donor.features.values() if layer.kernel.ndim == 4), None)
+    if first is None or first.groups > 1 or first.kernel.shape[0] != first.kernel.shape[1]:
+        return []
+    side, _, channels, _ = first.kernel.shape
+    rounds = machine(side)
+    matrices = {"M of the machine": rounds.covariance, f"NFM of the donor's {first.path}": first.nfm}
+    drawn = [
+        (
+            "machine_matrices",
+            machine_figures.patch_matrices(matrices, (side, side, channels)),
+            "M of a recursive feature machine on patches of the images, and the NFM of the donor's first convolution, "
+            "with their top eigenvectors as filters. No network was trained for M.",
+            "M of a recursive feature machine and the NFM of the donor's first layer, with their top eigenvectors.",
+        )
+    ]
+    if rounds.accuracies:
+        drawn.append(
+            (
+                "machine_rounds",
+                machine_figures.accuracy_by_round([rounds.accuracies]),
+                "Validation accuracy of that machine by round. Round 0 has M = I; each later round has the AGOP of the "
+                "round before.",
+                "Validation accuracy of a recursive feature machine by round.",
+            )
+        )
+    return drawn
 
 
 def _require_size(donor: DonorNetwork, images: Any) -> None:

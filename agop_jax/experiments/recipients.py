@@ -67,14 +67,16 @@ class Trained:
       run: with the final state.
       filters: of the first convolution before training; None where the network has none.
       explained_variance: of a coupled init's fits, by layer.
+      draw_seconds: that its draw took.
     """
 
     run: Run
     filters: np.ndarray | None
     explained_variance: dict[str, float]
+    draw_seconds: float
 
 
-def start(comparison: Comparison, cell: Cell, seed: int, trainer: Trainer) -> Initialization:
+def start(comparison: Comparison, cell: Cell, seed: int, trainer: Trainer) -> draws.Start:
     """A recipient before training. Methods that look at examples see the first of its own training images, no labels.
 
     Their draws are kept until `forget`.
@@ -100,7 +102,7 @@ def start(comparison: Comparison, cell: Cell, seed: int, trainer: Trainer) -> In
         )
 
     costly = method.needs_examples or drawn
-    return draws.kept(_draw_path(comparison, cell, seed), variables, draw) if costly else draw()
+    return draws.kept(_draw_path(comparison, cell, seed), variables, draw) if costly else draws.timed(draw)
 
 
 def forget(comparison: Comparison, cell: Cell, seed: int) -> None:
@@ -128,7 +130,7 @@ def train(
 ) -> Trained:
     """Trains a recipient, or goes on from its last checkpoint; `on_start` sees its variables before training."""
     trainer = place.trainers[cell.width]
-    variables, explained_variance = start(comparison, cell, seed, trainer)
+    variables, explained_variance, draw_seconds = start(comparison, cell, seed, trainer)
     on_start(variables)
     filters, state = first_filters(trainer, comparison.dataset, variables), trainer.start(variables)
     del variables  # half a gigabyte of VGG11
@@ -143,7 +145,7 @@ def train(
         on_step,
         comparison.config.save_every,
     )
-    return Trained(run, filters, explained_variance)
+    return Trained(run, filters, explained_variance, draw_seconds)
 
 
 def result(
@@ -168,6 +170,7 @@ def result(
         "train_loss": train_loss,
         **{f"accuracy_at_{share}": accuracy_at(run.history, trainer.settings.steps, share) for share in SHARES},
         "steps": steps,
+        "draw_seconds": round(trained.draw_seconds, 3),
         "seconds": round(run.seconds, 3),
         "images_per_second": round(steps * trainer.settings.batch_size / run.seconds, 1) if steps else 0.0,
         "diverged": int(run.diverged),

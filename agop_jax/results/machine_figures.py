@@ -49,5 +49,5 @@ def accuracy_by_round(runs: Sequence[Sequence[float]]) -> Figure:
     axes.plot(accuracies.T, color=BLUE, alpha=0.3, linewidth=0.8)
     axes.plot(accuracies.mean(0), color=BLUE, marker="o", markersize=4)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="round", ylabel="accuracy, %")
+    axes.set(xlabel="round", ylabel="accuracy, %", ylim=(None, min(axes.get_ylim()[1], 100.5)))
     return figure

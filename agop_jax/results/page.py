@@ -180,6 +180,7 @@ def _template() -> jinja2.Template:
         "count": _count,
         "breakable": _breakable,
         "cosine": _cosine,
+        "seconds": _seconds,
     }
     environment.globals |= {
         "baseline": BASELINE,
@@ -194,6 +195,10 @@ def _percent(fraction: float, digits: int = 1) -> str:
 
 def _cosine(value: float) -> str:
     return f"{value:.2f}" if math.isfinite(value) else "\N{EN DASH}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "\N{EN DASH}"
 
 
 def _points(difference: float) -> str:

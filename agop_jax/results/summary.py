@@ -39,6 +39,7 @@ class Summary:
       test_accuracy: mean over seeds, with `low` and `high` its 95 % t interval.
       probe_accuracy: of a linear probe before training, mean over seeds.
       nearest_cosine: of new filters to the donor's nearest ones, mean over seeds.
+      draw_seconds: that a start took, median over seeds, since the first one compiles.
       he_difference: mean of the paired differences from He, with the interval, verdict and equivalence of
         `statistics.compare`.
       control: the better of the matched controls, with the same differences from it.
@@ -76,6 +77,7 @@ class Summary:
     learning_rate: str
     probe_accuracy: float
     nearest_cosine: float
+    draw_seconds: float
     donors: int
     donor_deviation: float
     general_low: float
@@ -123,6 +125,7 @@ def summarise(results: Sequence[Row], curves: Curves, **judged: Any) -> list[Sum
             **_difference("control", differences.get((*key, False))),
             **_general(rows, differences.get((*key, True))),
             **{name: _mean(rows, name) for name in ("probe_accuracy", "nearest_cosine")},
+            draw_seconds=float(np.median([row.get("draw_seconds", NAN) for row in rows])),
             copy_recovered=recovered.get(key, NAN),
             steps_to_he=_steps_to_baseline(rows, curves),
             seeds_for_one_point=getattr(differences.get((*key, True)), "seeds_for_one_point", None),

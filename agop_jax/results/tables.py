@@ -29,7 +29,7 @@ Curves = Mapping[Recipient, list[Row]]
 
 # One recipient a row. Accuracies are fractions; accuracy_at_P is on validation after P % of the step budget. donor is
 # the seed of its donor. probe_accuracy is that of a linear probe before training; nearest_cosine says how near its new
-# filters are to the donor's, 1 for copies.
+# filters are to the donor's, 1 for copies; draw_seconds what its start took, with a machine's fits where there are any.
 RESULT_COLUMNS: Columns = {
     "init": str,
     "seed": int,
@@ -52,9 +52,10 @@ RESULT_COLUMNS: Columns = {
     "donor": int,
     "probe_accuracy": float,
     "nearest_cosine": float,
+    "draw_seconds": float,
 }
 # Columns that older versions did not write, and what stands for them.
-LATER_COLUMNS = {"donor": 0, "probe_accuracy": math.nan, "nearest_cosine": math.nan}
+LATER_COLUMNS = {"donor": 0, "probe_accuracy": math.nan, "nearest_cosine": math.nan, "draw_seconds": math.nan}
 # What can be compared over recipients, and whether more of it is better.
 HIGHER_IS_BETTER = {
     "test_accuracy": True,
