@@ -12,7 +12,6 @@ from agop_jax.data import AnySplit, Dataset, Pipeline
 from agop_jax.experiments.settings import Config, MachineConfig
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.matrix import FeatureMatrix
-from agop_jax.rfm import ConvRFMClassifier, deep_features
 
 SOURCE = "rfm:"  # of a donor
 
@@ -38,6 +37,9 @@ def drawn_features(
       key: of the draws.
       layers: regular expression for the layers.
     """
+    # scikit-learn takes a quarter of the program's start, and few experiments use machines
+    from agop_jax.rfm import ConvRFMClassifier, deep_features
+
     start = time.perf_counter()
     inputs, labels = _examples(config, pipeline, split, indices)
     machine = ConvRFMClassifier(**_options(config), progress=False)
@@ -76,6 +78,8 @@ def rounds_on_images(config: MachineConfig, pipeline: Pipeline, dataset: Dataset
       dataset: training and validation images.
       kernel_size: side of a patch.
     """
+    from agop_jax.rfm import ConvRFMClassifier  # as above
+
     machine = lambda: ConvRFMClassifier(kernel_size=kernel_size, **_options(config), progress=False)
     examples = lambda split: _examples(config, pipeline, split, np.arange(len(split.labels)))
     train = examples(dataset.train)
