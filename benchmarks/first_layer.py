@@ -1,15 +1,13 @@
 """The figure of the first page: covariances of a trained first layer, and filters drawn from each.
 
-python -m benchmarks.first_layer cifar10.npz docs/first_layer
+python -m benchmarks.first_layer resnet20_cifar10.npz cifar10.npz docs/first_layer
 
-writes docs/first_layer_light.png and docs/first_layer_dark.png. The network has one wide kernel, so that a filter can be
-looked at: 7 x 7 x 3 numbers. It takes some minutes on 2 cores.
+takes a ResNet-20 in PyTorch's names and CIFAR-10, and writes docs/first_layer_light.png and docs/first_layer_dark.png.
 """
 
 import sys
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -18,25 +16,11 @@ from matplotlib.figure import Figure
 
 import agop_jax
 from agop_jax import LayerFeatures, kernel_init
-from agop_jax.data import Pipeline, Split, load, subset
-from agop_jax.training import DeviceData, Run, Settings, Trainer, train
+from agop_jax.data import load
 
-IMAGES, STEPS, FILTERS = 20_000, 1_000, 8
-KERNEL = (7, 7, 3)
-ROWS = {"kaiming_normal": "He: random numbers", "he_nfm": "NFM", "he_sqrt_agop": "root of the AGOP"}
+IMAGES, FILTERS, LAYER = 128, 10, "Conv_0"
+ROWS = {"kaiming_normal": "He's random\nnumbers", "he_nfm": "NFM", "he_agop": "AGOP"}
 INKS = {"light": "#1b1b1b", "dark": "#e3e3e6"}
-
-
-class Network(nn.Module):
-    """A 7 x 7 convolution with stride 2, two of 3 x 3, and a Dense layer."""
-
-    @nn.compact
-    def __call__(self, x):
-        """Logits of normalised images."""
-        x = nn.relu(nn.Conv(48, KERNEL[:2], strides=2)(x))
-        x = nn.relu(nn.Conv(64, (3, 3), strides=2)(x))
-        x = nn.relu(nn.Conv(64, (3, 3))(x))
-        return nn.Dense(10)(x.mean((1, 2)))
 
 
 class Row(NamedTuple):
@@ -46,38 +30,28 @@ class Row(NamedTuple):
     filters: np.ndarray
 
 
-def first_layer(path: str) -> LayerFeatures:
-    """Of the network, trained on images of a file."""
-    dataset = load(f"npz:{path}")
-    model, pipeline = Network(), Pipeline.of(dataset)
-    trainer = Trainer(model, pipeline, Settings(steps=STEPS, batch_size=64))
-    data = DeviceData.of(dataset, trainer.mesh)
-    start = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    run = Run(trainer.start(start))
-    run = train(trainer, run, data, subset(dataset.train, IMAGES, seed=0), learning_rate=0.05, seed=0)
-    print(f"validation accuracy {run.history[-1]['validation_accuracy']:.1%}")
-    return agop_jax.extract(model, run.state.variables, _seen(pipeline, dataset.train), layers="Conv_0")["Conv_0"]
-
-
-def _seen(pipeline: Pipeline, split: Split) -> np.ndarray:
-    return np.asarray(pipeline(jnp.asarray(split.images[:256])))
+def first_layer(network: str, data: str) -> LayerFeatures:
+    """Of the ResNet-20, by all of its logits."""
+    model, variables, mean, std = agop_jax.load_pretrained("resnet20", f"npz:{network}")
+    images = load(f"npz:{data}").train.images[:IMAGES] / 255
+    normalised = jnp.asarray((images - np.asarray(mean)) / np.asarray(std), jnp.float32)
+    return agop_jax.extract(model, variables, normalised, layers=LAYER, batch_size=64)[LAYER]
 
 
 def row(layer: LayerFeatures, method: str) -> Row:
     """What one method draws from."""
-    shape = (*KERNEL, FILTERS)
-    if method == "kaiming_normal":
-        covariance = 2 * np.eye(layer.nfm.size) / layer.nfm.size
-    else:
-        covariance = np.asarray(agop_jax.covariance(layer, method).dense())
+    size = layer.nfm.size
+    isotropic = method == "kaiming_normal"
+    covariance = 2 * np.eye(size) / size if isotropic else np.asarray(agop_jax.covariance(layer, method).dense())
+    shape = (*layer.kernel.shape[:3], FILTERS)
     return Row(covariance, np.asarray(kernel_init(layer, method)(jax.random.key(1), shape)))
 
 
 def draw(rows: dict[str, Row], ink: str, path: str) -> None:
     """One line of the figure for each method; the ground is that of the page."""
     with matplotlib.rc_context({"text.color": ink, "font.size": 9}):
-        figure = Figure(figsize=(7.2, 3.4), layout="constrained")
-        panels = figure.subplots(len(rows), FILTERS + 1, width_ratios=[1.25] + [1] * FILTERS)
+        figure = Figure(figsize=(7.2, 2.3), layout="constrained")
+        panels = figure.subplots(len(rows), FILTERS + 1)
         for line, (method, label) in zip(panels, ROWS.items(), strict=True):
             largest = np.abs(rows[method].covariance).max()
             line[0].imshow(rows[method].covariance, cmap="RdBu_r", vmin=-largest, vmax=largest)
@@ -87,15 +61,19 @@ def draw(rows: dict[str, Row], ink: str, path: str) -> None:
             for axes in line:
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
-        panels[0, 0].set_title("covariance", fontsize=9)
-        panels[0, 1].set_title("filters drawn from it", fontsize=9, loc="left")
-        figure.savefig(path, dpi=180, transparent=True)
+        for axes, title, side in (
+            (panels[0, 0], "covariance", "right"),
+            (panels[0, 1], "filters drawn from it", "left"),
+        ):
+            axes.set_title(title, fontsize=9, loc=side).set_in_layout(False)  # wider than its panel
+        figure.get_layout_engine().set(rect=(0, 0, 1, 0.92))
+        figure.savefig(path, dpi=200, transparent=True)
 
 
 def main() -> None:
-    """Trains once, draws twice."""
-    path, stem = sys.argv[1:]
-    layer = first_layer(path)
+    """Extracts once, draws twice."""
+    network, data, stem = sys.argv[1:]
+    layer = first_layer(network, data)
     rows = {method: row(layer, method) for method in ROWS}
     for palette, ink in INKS.items():
         draw(rows, ink, f"{stem}_{palette}.png")
