@@ -1,5 +1,6 @@
 """Every Python block of the documentation runs, and every formula and picture of it is served by the site itself."""
 
+import contextlib
 import re
 import textwrap
 from pathlib import Path
@@ -11,9 +12,18 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md"]
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-OPTIONAL = ("equinox", "haiku", "torch", "torchax")  # what a reader of one tab has installed
+OPTIONAL = ("equinox", "haiku", "torch")  # what a reader of one tab has installed
 # what a page shows with more work than a test should do: (what it says, what runs)
-SMALLER = {"index.md": [("labels[many], 200)", "labels[many], 2)"), ("labels[few], 30)", "labels[few], 2)")]}
+SMALLER = {
+    "index.md": [
+        ("labels[many], 200)", "labels[many], 2)"),
+        ("labels[few], 30)", "labels[few], 2)"),
+        ('"kaiming_normal", "nfm", "coupled_nfm", "copy"', '"kaiming_normal", "coupled_nfm"'),
+        ("(1, 2, 3)", "(1,)"),
+    ],
+    "experiment.md": [('"he_nfm", "matched_isotropic:he_nfm", "copy"', '"he_nfm"'), ("seeds = 3", "seeds = 2")],
+    "rfm.md": [("(200, 20)", "(40, 20)"), ("features=(4, 4)", "features=(4,)")],
+}
 
 
 def blocks(path: Path) -> list[str]:
@@ -27,8 +37,12 @@ def blocks(path: Path) -> list[str]:
 
 @pytest.fixture
 def _there(tmp_path, monkeypatch):
-    """An empty directory with the files that pages take for given."""
+    """An empty directory with the one file that a page takes for given; nothing is printed."""
     monkeypatch.chdir(tmp_path)
+    with contextlib.suppress(ImportError):
+        import torch
+
+        torch.save({"features.0.weight": torch.zeros(2, 3, 3, 3)}, "vgg11.pth")
     monkeypatch.setattr("builtins.print", lambda *arguments, **options: None)
 
 
