@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from agop_jax.results import tables
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md"]
@@ -80,3 +82,15 @@ def test_the_site_asks_no_other_host():
     for page in PAGES:
         for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
             assert (DOCS / link.partition("#")[0]).is_file(), f"{page.name}: {link}"
+
+
+def test_the_guide_names_every_column():
+    """Of `results.csv`, in the first cells of its table, each once."""
+    text = (DOCS / "experiment.md").read_text(encoding="utf-8")
+    table = text.partition("### Columns of results.csv")[2].partition("###")[0]
+    named = [
+        name
+        for cell in re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", cell)
+    ]
+    assert sorted(named) == sorted([*tables.RESULT_COLUMNS, tables.ENVIRONMENT])
