@@ -196,7 +196,8 @@ def test_what_is_no_npz_at_all_is_refused(tmp_path):
     [
         ("digit", "unknown data set 'digit'. Did you mean 'digits'"),
         ("imagenet", "unknown data set 'imagenet'. Did you mean 'tiny_imagenet'"),
-        ("digits:0", "takes no argument, got '0'"),
+        ("digits:0", "needed two digits or more after the colon, such as 5-9, got '0'"),
+        ("digits:5-3", "needed two digits or more after the colon, such as 5-9, got '5-3'"),
         ("npz", "needs a file"),
         ("npz:/no/such/file.npz", "no file '/no/such/file.npz'"),
     ],

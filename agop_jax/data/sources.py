@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -166,14 +167,16 @@ def _mean_and_deviation(split: AnySplit) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _digits(argument: str, size: int, limit: int) -> Source:
-    """1,797 grey 8 x 8 digits bundled with scikit-learn (UCI optdigits test set, values 0 to 16)."""
-    if argument:
-        raise UserError(f"data set 'digits' takes no argument, got {argument!r}")
+    """1,797 grey 8 x 8 digits bundled with scikit-learn (UCI optdigits test set, values 0 to 16); '5-9': some of them."""
+    chosen = re.fullmatch("(?:([0-9])-([0-9]))?", argument)
+    if chosen is None or (first := int(chosen[1] or 0)) >= (last := int(chosen[2] or 9)):
+        raise UserError(f"data set 'digits': needed two digits or more after the colon, such as 5-9, got {argument!r}")
     from sklearn.datasets import load_digits  # takes a second, which every import of the package would pay
 
     digits = load_digits()
-    images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
-    return Source(Split(images, digits.target), origins={"train": "scikit-learn's digits"})
+    kept = (first <= digits.target) & (digits.target <= last)
+    images = np.round(digits.images[kept][..., None] * (255 / 16)).astype(np.uint8)
+    return Source(Split(images, digits.target[kept]), origins={"train": "scikit-learn's digits"})
 
 
 SOURCES: dict[str, Callable[[str, int, int], Source]] = {
