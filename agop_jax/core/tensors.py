@@ -19,8 +19,8 @@ from agop_jax.core.errors import UserError, first_line
 from agop_jax.core.files import write_new
 
 SUFFIX = ".safetensors"
-OWN = "agop_jax"  # key of what this package says in a file's metadata
-CHECKSUM = "checksum"
+OWN, SEAL = "agop_jax", "agop_jax_checksum"  # keys of a file's metadata: what this package says, and its CRC-32
+CHECKSUM = "checksum"  # of the arrays
 
 
 def is_tensor_file(path: str | os.PathLike) -> bool:
@@ -39,8 +39,9 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Any], about: Ma
     Raises:
       UserError: the path exists.
     """
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    stated = {"format": "pt", OWN: json.dumps({**about, CHECKSUM: _checksum(arrays)})}
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    text = json.dumps({**about, CHECKSUM: _checksum(arrays)})
+    stated = {"format": "pt", OWN: text, SEAL: str(zlib.crc32(text.encode()))}
     write_new(path, lambda temporary: save_file(arrays, temporary, stated))
 
 
@@ -75,10 +76,17 @@ def read_about(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def stated_in(metadata: Mapping[str, str] | None) -> dict[str, Any] | None:
-    """What this package wrote into a file's metadata; None where another program wrote the file."""
+    """What this package wrote into a file's metadata; None where another program wrote the file.
+
+    Raises:
+      ValueError: the metadata were changed.
+    """
     own = (metadata or {}).get(OWN)
-    about = None if own is None else json.loads(own)
-    return about if isinstance(about, dict) else None
+    if own is None:
+        return None
+    if (metadata or {}).get(SEAL) != str(zlib.crc32(own.encode())):
+        raise ValueError("its metadata were changed")
+    return json.loads(own)
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
@@ -87,5 +95,5 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
     for name in sorted(arrays):
         array = arrays[name]
         checksum = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), checksum)
-        checksum = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), checksum)
+        checksum = zlib.crc32(array.reshape(-1).view(np.uint8).data, checksum)
     return checksum

@@ -174,6 +174,7 @@ class RecipientConfig(Section):
     tuning_seeds: int = 1  # seeds of that choice
     devices: int = 0  # that a recipient is trained on; 0: all; with fewer, several are trained at once
     num_images: int = 256  # unlabelled images of its own training set that a coupled or lsuv init looks at
+    keep: bool = False  # the trained networks, a file each in the work directory's folder recipients
     probe: int = 2000  # images of each split at most for the linear probe before training; 0: no probe
 
     def __post_init__(self) -> None:

@@ -107,6 +107,8 @@ class Sweep:
             trained = again or train(rate, seed)
             self._keep(cell, seed, trained)
             row = recipients.result(comparison, cell, rate, seed, trained, place)
+            if comparison.config.recipients.keep:
+                recipients.keep(comparison, cell, trainer, row, trained)
             self.tables.add_result({**row, "donor": donor, **before[seed]})
             recipients.forget(comparison, cell, seed)
         for _, seed in tuning.grid(comparison.config.recipients, self.seeds(donor)):  # some may be no recipient's

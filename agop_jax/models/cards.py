@@ -69,7 +69,9 @@ def card(file: str, about: Mapping[str, Any], state: State, metadata: Mapping[st
         made="\n".join(f"- {key}: {_words(value)}" for key, value in _flat(metadata).items()) or "Nothing was stated.",
         mean=_words(about["mean"]),
         std=_words(about["std"]),
-        names=f"- classes, in the order of the outputs: {_words(metadata['classes'])}\n" if "classes" in metadata else "",
+        names=f"- classes, in the order of the outputs: {_words(metadata['classes'])}\n"
+        if "classes" in metadata
+        else "",
         note=f"{note}\n\n" if note else "",
         code=code,
         name=model["name"],
@@ -115,7 +117,7 @@ def _pytorch(file: str, model: Mapping[str, Any], channels: int, state: State) -
     return "", "\n".join(["import torchvision\n" + IMPORTS, made, *_changes(kind, model, channels), load])
 
 
-def _changes(kind: type, model: Mapping[str, Any], channels: int) -> list[str]:
+def _changes(kind: Any, model: Mapping[str, Any], channels: int) -> list[str]:
     """Where the network differs from torchvision's of the same name."""
     lines = []
     if kind is VGG and model["head"] == "mean":
@@ -174,8 +176,9 @@ def _vit(model: Mapping[str, Any], channels: int, state: State) -> tuple[str, st
     width = model["heads"] * scaled(HEAD_FEATURES, model["width"])
     lines = [
         "model = timm.models.VisionTransformer(",
-        f"    img_size={side}, patch_size={model['patch_size']}, in_chans={channels}, num_classes={model['num_classes']},",
-        f"    embed_dim={width}, depth={model['depth']}, num_heads={model['heads']},",
+        f"    img_size={side}, patch_size={model['patch_size']}, in_chans={channels},",
+        f"    num_classes={model['num_classes']}, embed_dim={width},",
+        f"    depth={model['depth']}, num_heads={model['heads']},",
         ")",
     ]
     return "", "import timm\n", lines

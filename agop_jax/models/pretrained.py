@@ -1,4 +1,4 @@
-"""Networks from elsewhere, `load_pretrained('vgg11', 'hub:timm/vgg11.tv_in1k')`, and for elsewhere: `save_pretrained`."""
+"""Networks that travel: `load_pretrained('vgg11', 'hub:timm/vgg11.tv_in1k')`, and `save_pretrained` for PyTorch."""
 
 # pyright: reportArgumentType=false
 
@@ -90,14 +90,25 @@ def save_pretrained(path: str | Path, network: Pretrained, metadata: Mapping[str
     Raises:
       UserError: something is at the path, or at that of the card.
     """
-    about = {"model": registry.describe(network.model), "mean": list(network.mean), "std": list(network.std)}
+    about = _about(network)
     if not tensors.is_tensor_file(path):
         return arrays.save_arrays(path, network.variables, {**metadata, **about})
     card = files.require_new(Path(path).with_suffix(".md"))
-    state = to_state_dict(network.model, network.variables)
-    tensors.write_tensors(path, state, {**metadata, **about})
+    state = write_state(path, network, metadata)
     text = cards.card(Path(path).name, about, state, metadata)
     files.write_new(card, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_state(path: str | Path, network: Pretrained, metadata: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The state dict of `save_pretrained` without a card, and what it holds."""
+    state = to_state_dict(network.model, network.variables)
+    tensors.write_tensors(path, state, {**metadata, **_about(network)})
+    return state
+
+
+def _about(network: Pretrained) -> dict[str, Any]:
+    """What `load_pretrained` needs to know besides the arrays."""
+    return {"model": registry.describe(network.model), "mean": list(network.mean), "std": list(network.std)}
 
 
 def _orbax(name: str, path: str, fields: Mapping[str, Any]) -> Loaded:

@@ -1,7 +1,7 @@
 """PyTorch's names of the networks here, and how its arrays lie.
 
-The names are torchvision's, or timm's for the ViT; those of the small CNN and LeNet-5, which neither has, are those that
-`nn.Sequential` gives. Where timm or another well-known source names a tensor differently, that name is read too.
+The names are torchvision's, or timm's for the ViT; those of the small CNN and LeNet-5, which neither has, are
+those of PyTorch's tutorials. Where timm or another well-known source names a tensor differently, that name is read too.
 """
 
 import math

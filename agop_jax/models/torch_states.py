@@ -64,9 +64,7 @@ def from_state_dict(
     return model, trees.unflatten(flat)
 
 
-def _check(
-    state: State, wanted: Mapping[str, Place], files_name: Mapping[str, str], name: str, where: str
-) -> None:
+def _check(state: State, wanted: Mapping[str, Place], files_name: Mapping[str, str], name: str, where: str) -> None:
     """All tensors of a model are there, and no others, with numbers and shapes as it wants them."""
     _require(wanted, state, name, where)
     for tensor in wanted:
@@ -77,7 +75,9 @@ def _check(
         raise UserError(f"{where} holds the tensor {_some(extra)}, which model {name!r} does not have")
     for tensor, place in wanted.items():
         if (got := state[tensor].shape) not in place.shapes:
-            raise UserError(f"{where}: tensor {files_name[tensor]!r}: model {name!r} wants {place.shapes[0]}, got {got}")
+            raise UserError(
+                f"{where}: tensor {files_name[tensor]!r}: model {name!r} wants {place.shapes[0]}, got {got}"
+            )
 
 
 def not_floating(where: str, tensor: str, dtype: str) -> UserError:
