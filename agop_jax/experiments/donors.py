@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from tqdm import tqdm
 
 from agop_jax import models
 from agop_jax.core import devices, files, hosts, trees
 from agop_jax.core.compilation import GIB, free_bytes
 from agop_jax.core.errors import UserError
+from agop_jax.core.progress import bar
 from agop_jax.core.types import Array, Variables
 from agop_jax.data import AnySplit, Dataset, Pipeline, subset
 from agop_jax.experiments import machines
@@ -142,10 +142,8 @@ def _trained(
 ) -> Run:
     indices, rate = subset(split, None, stream(Role.DONOR_IMAGES, config.seed)), config.donor.learning_rate
     seed = stream(Role.DONOR_TRAINING, config.seed)
-    with tqdm(
-        total=config.donor.train.steps, unit="step", desc="donor", dynamic_ncols=True, disable=not hosts.is_first()
-    ) as bar:
-        on_step = lambda run, step: bar.update(step - bar.n)
+    with bar(desc="donor", total=config.donor.train.steps, brief=False) as steps:
+        on_step = lambda run, step: steps.update(step - steps.n)
         return train_resumable(
             trainer, trainer.start(variables), data, indices, rate, seed, directory, on_step, config.save_every
         )

@@ -32,6 +32,7 @@ EXTENDABLE = (
     "question",
     "stages",
     "save_every",
+    "track",
     "pictures.enabled",
     "pictures.image",
     "pictures.layers",
