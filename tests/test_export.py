@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -169,3 +171,21 @@ def test_nothing_is_kept_unless_asked_for(begun, tmp_path):
     assert not (directory / recipients.RECIPIENTS).exists()
     experiment.run(config(**{"recipients.seeds": 3, "recipients.keep": True}), directory)
     assert len(list((directory / recipients.RECIPIENTS).iterdir())) == 3
+
+
+def test_the_code_of_the_guide_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page, names = (Path(__file__).parent.parent / "docs" / "export.md").read_text(), {}
+    for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(code, names)
+    assert same(names["again"].variables, names["network"].variables)
+    left = {"recipient.safetensors", "recipient.md", "features.safetensors", "dense"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_the_commands_of_the_guide_are_commands():
+    page = (Path(__file__).parent.parent / "docs" / "export.md").read_text()
+    commands = re.findall(r"python -m agop_jax\.export (.*)", page)
+    assert [export._parser().parse_args(line.split()).kind for line in commands] == [
+        *("donor", "recipient", "recipient", "features", "matrices")
+    ]
