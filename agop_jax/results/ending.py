@@ -9,7 +9,7 @@ MOST = 8  # names in a line
 
 
 def in_brief(lines: Sequence[Summary], path: Path) -> str:
-    """Plain text of some lines, a block a setting, then paths.
+    """Plain text of some lines, one a setting where there are several, then paths.
 
     Args:
       lines: of all settings.
@@ -17,23 +17,30 @@ def in_brief(lines: Sequence[Summary], path: Path) -> str:
     """
     settings = dict.fromkeys(line.setting for line in lines)
     groups = {setting: [line for line in lines if line.setting == setting] for setting in settings}
-    blocks = [_block(group, named=len(groups) > 1) for group in groups.values()]
+    parts = {setting: _parts(group) for setting, group in groups.items()}
+    blocks = ["\n".join(own) for own in parts.values()]
+    if len(parts) > 1:
+        blocks = [f"{setting_name(setting)}. {'. '.join(own)}" for setting, own in parts.items()]
     look = f"Look at: {path / 'report.html'} (the page), {path / 'summary.csv'}, {path / 'results.csv'}"
     return "\n".join([*blocks, look])
 
 
-def _block(lines: Sequence[Summary], named: bool) -> str:
-    best = max(lines, key=lambda line: line.test_accuracy)
+def _parts(lines: Sequence[Summary]) -> list[str]:
+    """Of one setting: the best, and what is told apart."""
+    learners = [line for line in lines if line.trains]
+    if not learners:
+        return ["Best: none, since no initialisation left chance"]
+    best = max(learners, key=lambda line: line.test_accuracy)
     seeds = f"{best.n} seed{'s' if best.n > 1 else ''}"
     parts = [f"Best: {best.init}, {100 * best.test_accuracy:.1f} % of the test set in the mean of {seeds}"]
     if any(line.init == BASELINE for line in lines):
-        parts.append(f"Told apart from He: {_told_apart(lines)}")
-    return "\n".join(([f"{setting_name(lines[0].setting)}:"] if named else []) + parts)
+        parts.append(f"Told apart from He: {_told_apart(learners)}")
+    return parts
 
 
 def _told_apart(lines: Sequence[Summary]) -> str:
-    """Of the inits that train, by verdict."""
-    others = [line for line in lines if line.trains and line.init != BASELINE]
+    """By verdict."""
+    others = [line for line in lines if line.init != BASELINE]
     found = {verdict: [x for x in others if x.he_verdict == verdict] for verdict in ("better", "worse")}
     told = [f"{verdict} {_names(inits)}" for verdict, inits in found.items() if inits]
     if told:
