@@ -5,10 +5,11 @@ from agop_jax.core import UserError, load_metadata
 from agop_jax.features import (
     FeatureMatrix,
     LayerFeatures,
-    export,
     extract,
     load_features,
+    load_matrices,
     save_features,
+    save_matrices,
 )
 from agop_jax.initializers import INITIALIZERS, Donor, covariance, initialize, kernel_init
 from agop_jax.models import Pretrained, load_pretrained, save_pretrained
@@ -22,13 +23,14 @@ __all__ = [
     "UserError",
     "ansatz_report",
     "covariance",
-    "export",
     "extract",
     "initialize",
     "kernel_init",
     "load_features",
+    "load_matrices",
     "load_metadata",
     "load_pretrained",
     "save_features",
+    "save_matrices",
     "save_pretrained",
 ]

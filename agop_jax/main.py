@@ -14,7 +14,6 @@ from agop_jax.core import hosts
 from agop_jax.core.compilation import keep_compiled_code
 from agop_jax.core.errors import UserError
 from agop_jax.experiments import experiment
-from agop_jax.experiments.settings import check_stages
 from agop_jax.training.resumable import Stopped
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -39,11 +38,8 @@ def main(argv: Sequence[str]) -> None:
     if _DISTRIBUTED.value or _COORDINATOR.value:
         hosts.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     summary = experiment.run(_CONFIG.value, _WORKDIR.value)
-    if not hosts.is_first():
-        return
-    print(summary)
-    if "report" in check_stages(_CONFIG.value.stages):
-        print(f"\nReport: {_WORKDIR.value}/report.html")
+    if hosts.is_first():
+        print(summary)
 
 
 def parse(argv: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Every family with random weights, in PyTorch and here: the same logits."""
+"""Every family with random weights, in PyTorch and here: the same logits, and the same state dict on the way back."""
 
 import re
 
@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from agop_jax.models.pretrained import load_pretrained
+from agop_jax.models.torch_states import to_state_dict
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install -e '.[torch]'")
 import torch_networks as twins  # noqa: E402
@@ -79,6 +80,7 @@ def assert_same_logits(network, source, name, fields, size):
     ours = jax.jit(loaded.model.apply)(loaded.variables, jnp.asarray(images))
     assert np.abs(theirs[0] - theirs[1]).max() > 0.01 * np.abs(theirs).max()  # the image matters
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+    return loaded
 
 
 @pytest.mark.parametrize("case", NETWORKS)
@@ -86,7 +88,11 @@ def test_same_logits_as_pytorch(case, tmp_path):
     make, name, fields, size = NETWORKS[case]
     network = twins.with_random_state(make())
     save_file(state_of(network), tmp_path / "a.safetensors")
-    assert_same_logits(network, f"safetensors:{tmp_path / 'a.safetensors'}", name, fields, size)
+    loaded = assert_same_logits(network, f"safetensors:{tmp_path / 'a.safetensors'}", name, fields, size)
+    back = to_state_dict(loaded.model, loaded.variables)
+    assert back.keys() == {tensor for tensor in state_of(network) if not tensor.endswith("num_batches_tracked")}
+    assert all(np.array_equal(back[tensor], state_of(network)[tensor]) for tensor in back)
+    network.load_state_dict({tensor: torch.from_numpy(array.copy()) for tensor, array in back.items()})
 
 
 def test_timm_keeps_vggs_dense_layers_as_convolutions(tmp_path):

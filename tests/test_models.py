@@ -61,6 +61,7 @@ def test_published_number_of_parameters(name):
 def test_a_model_is_described_by_what_creates_it():
     for name in models.MODELS:
         model = models.create(name, 7, width=0.5)
+        assert models.describe(model)["name"] == name
         assert models.create(**models.describe(model)) == model
 
 

@@ -293,7 +293,22 @@ def test_minimal_directory_settings_and_rewrite(tmp_path):
     assert len(read_summary(tmp_path)) == 12
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<b>Better than He in all 4 settings:</b> copy" in page
-    assert table.count("images, width") == 4
+    assert table.count("images, width") == 8  # a table and a line of the short summary each
+    assert "500 images, width 2. Best: copy, " in table
+
+
+def test_the_last_lines_say_what_was_found_and_where_it_lies(finished):
+    """Accuracies are those of ACCURACY, on whose means the seeds' own parts leave 0.1 points."""
+    path, table = finished
+    best, told, look = table.splitlines()[-3:]
+    assert re.fullmatch(r"Best: copy, 6[12]\.\d % of the test set in the mean of 3 seeds", best)
+    better, worse = told.removeprefix("Told apart from He: ").split("; ")
+    summary = read_summary(path)
+    for said, verdict in ((better, "better"), (worse, "worse")):
+        own = {i for (i, *_), row in summary.items() if row["he_verdict"] == verdict and row["trains"] == "1"}
+        assert {word for word in re.split(r"[ ,]+", said) if word in ACCURACY} == own
+    assert better.startswith("better copy +1")
+    assert look == f"Look at: {path}/report.html (the page), {path}/summary.csv, {path}/results.csv"
 
 
 @pytest.mark.parametrize("inits", [["kaiming_normal", "copy"], ["copy"]])
@@ -432,7 +447,8 @@ def short_run(path, accuracies, steps=2, starts=None):
 def test_a_run_that_was_too_short_says_so(tmp_path):
     """No init has left chance, so that nothing is known of any; one that diverged is known not to train."""
     table = short_run(tmp_path, {"kaiming_normal": 0.1, "nfm": 0.11, "zeros": 0.1, DIVERGING: 0.1})
-    told = {line.split()[0]: line for line in table.splitlines()[3:]}
+    assert "Best: none, since no initialisation left chance" in table
+    told = {line.split()[0]: line for line in table.partition("\n\n")[0].splitlines()[3:]}
     assert all(told[init].endswith("too short to tell") for init in ("kaiming_normal", "nfm", "zeros"))
     assert told[DIVERGING].endswith("does not train")
     page = (tmp_path / "report.html").read_text()

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import agop_jax
 from agop_jax import models
@@ -76,6 +77,73 @@ def test_features_come_back_bit_for_bit_and_in_order(saved):
     assert contents(agop_jax.load_features(saved)) == contents(as_features(layers()))
 
 
+def files_layers():
+    """Those, and one with companions, whose names have slashes."""
+    companions = {"params/BatchNorm_0/scale": draw(4), "others/BatchNorm_0/mean": draw(4)}
+    return [*layers(), LayerFeatures(draw(1, 1, 2, 4), gram(4, 4), 7, "normalised", companions=companions)]
+
+
+def test_one_file_holds_the_same_bit_for_bit_and_in_order(tmp_path):
+    features = as_features(files_layers())
+    agop_jax.save_features(tmp_path / "new" / "a.safetensors", features, ABOUT)
+    found = agop_jax.load_features(tmp_path / "new" / "a.safetensors")
+    assert contents(found) == contents(features)
+    for path, layer in features.items():
+        assert found[path].companions.keys() == layer.companions.keys()
+        assert all(np.array_equal(found[path].companions[name], value) for name, value in layer.companions.items())
+    about = agop_jax.load_metadata(tmp_path / "new" / "a.safetensors")
+    assert {name: about[name] for name in ABOUT} == ABOUT
+    assert about["versions"]["jax"] == jax.__version__
+    assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "a.safetensors"]
+
+
+def test_a_file_names_its_arrays_for_other_programs(tmp_path):
+    agop_jax.save_features(tmp_path / "a.safetensors", as_features(files_layers()[:2]))
+    stored = load_file(tmp_path / "a.safetensors")
+    assert sorted(stored) == [
+        "Conv_0.bias",
+        "Conv_0.gradient_gram",
+        "Conv_0.kernel",
+        "block/Conv_0.gradient_gram",
+        "block/Conv_0.kernel",
+    ]
+    np.testing.assert_array_equal(stored["Conv_0.kernel"], layers()[0].kernel)
+
+
+def test_names_that_would_be_one_are_refused(tmp_path):
+    both = [
+        LayerFeatures(draw(2, 3), gram(3, 3), 7, "a", companions={"bias": draw(3)}),
+        LayerFeatures(draw(2, 3), gram(3, 3), 7, "a.companions", bias=draw(3)),
+    ]
+    with pytest.raises(UserError, match="two layers have one name"):
+        agop_jax.save_features(tmp_path / "a.safetensors", as_features(both))
+    assert not list(tmp_path.iterdir())
+
+
+def test_damage_to_a_file_is_one_line_that_names_it(tmp_path):
+    """Every cut, and a changed bit in every part of the file."""
+    file = tmp_path / "a.safetensors"
+    agop_jax.save_features(file, as_features(files_layers()), ABOUT)
+    data, wanted = file.read_bytes(), contents(as_features(files_layers()))
+    damaged = [data[:size] for size in (0, 4, 100, len(data) - 1)]
+    damaged += [data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :] for at in range(0, len(data), 37)]
+    for content in damaged:
+        file.write_bytes(content)
+        try:
+            found = agop_jax.load_features(file)
+        except UserError as error:
+            assert str(file) in str(error)
+            assert "\n" not in str(error)
+            continue
+        assert contents(found) == wanted
+    file.unlink()
+    with pytest.raises(UserError, match="no file"):
+        agop_jax.load_features(file)
+    save_file({"a": np.ones(3)}, file)
+    with pytest.raises(UserError, match="was not written by agop_jax"):
+        agop_jax.load_features(file)
+
+
 def test_a_relative_path_and_a_missing_parent_will_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     features = as_features(layers()[:1])
@@ -98,9 +166,10 @@ def test_what_is_loaded_is_not_bound_to_a_device(saved):
     assert double._cache_size() == 1
 
 
-@pytest.mark.parametrize("there", ["features", "file"])
+@pytest.mark.parametrize("there", ["features", "file", "file.safetensors"])
 def test_nothing_saved_is_overwritten(copy, tmp_path, there):
-    (tmp_path / "file").write_text("precious")
+    for name in ("file", "file.safetensors"):
+        (tmp_path / name).write_text("precious")
     before = files_of(tmp_path)
     with pytest.raises(UserError, match="exists already"):
         agop_jax.save_features(tmp_path / there, as_features(layers()[:1]))
@@ -207,8 +276,8 @@ def fail(*_, **__):
     [
         (agop_jax.save_features, ocp.StandardCheckpointer, "save"),
         (agop_jax.save_features, arrays, "_checksums"),  # with all arrays written
-        (agop_jax.export, np, "savetxt"),
-        (agop_jax.export, np, "savez"),  # with all CSV files written
+        (agop_jax.save_matrices, np, "savetxt"),
+        (agop_jax.save_matrices, np, "savez"),  # with all CSV files written
     ],
 )
 def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch, save, owner, part):
@@ -230,7 +299,7 @@ def exported(tmp_path_factory):
     """Two convolutions among layers that have no place in the older project's files."""
     second = LayerFeatures(draw(1, 2, 4, 3), gram(3, 3), 7, "Conv_1")
     path = tmp_path_factory.mktemp("exported") / "dense"
-    agop_jax.export(path, as_features([*layers()[:3], second, *layers()[4:]]))
+    agop_jax.save_matrices(path, as_features([*layers()[:3], second, *layers()[4:]]))
     return path, [layers()[0], second]
 
 
@@ -262,9 +331,9 @@ def test_export_writes_no_other_layers(exported):
 def test_export_refuses_what_is_there_and_what_has_no_place(copy, tmp_path):
     before = files_of(tmp_path)
     with pytest.raises(UserError, match="exists already"):
-        agop_jax.export(copy, as_features(layers()))
+        agop_jax.save_matrices(copy, as_features(layers()))
     with pytest.raises(UserError, match="wanted 2-D convolutions without groups, got block/Conv_0, scan/Conv_0"):
-        agop_jax.export(tmp_path / "new", as_features(layers()[1:3]))
+        agop_jax.save_matrices(tmp_path / "new", as_features(layers()[1:3]))
     assert files_of(tmp_path) == before
 
 

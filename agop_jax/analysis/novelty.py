@@ -17,12 +17,13 @@ def nearest_cosine(layers: Mapping[str, LayerFeatures], donor: Mapping[str, Laye
 
     Args:
       layers: with the new kernels.
-      donor: of the donor; layers that it lacks or whose fan-in differs do not count.
+      donor: of the donor; layers that it lacks, whose fan-in differs or whose filters are not known do not count.
 
     Returns:
       nan if no layer counts.
     """
-    largest = [_largest(layer.matrix, donor[path].matrix) for path, layer in layers.items() if path in donor]
+    known = {path: layer for path, layer in donor.items() if not layer.matrices}
+    largest = [_largest(layer.matrix, known[path].matrix) for path, layer in layers.items() if path in known]
     cosines = [values for values in largest if values is not None]
     return float(jnp.concatenate(cosines).mean()) if cosines else float("nan")
 

@@ -19,7 +19,7 @@ import flax
 import jax
 import orbax.checkpoint as ocp
 
-from agop_jax.core import hosts, trees
+from agop_jax.core import hosts, tensors, trees
 from agop_jax.core.errors import UserError
 
 FORMAT = 1
@@ -29,7 +29,13 @@ PATTERN_CHARACTERS = frozenset("[]*?\\")  # Orbax takes a path with some of thes
 
 
 def load_metadata(path: str | os.PathLike) -> dict[str, Any]:
-    """The `metadata` given to `save_features` or `save_arrays`, and under 'versions' what wrote it."""
+    """The `metadata` given to `save_features` or `save_arrays`, and under 'versions' what wrote it.
+
+    Of a directory, or of a `.safetensors` file.
+    """
+    if tensors.is_tensor_file(path):
+        about = tensors.read_about(path)
+        return {**about["metadata"], "versions": about["versions"]}
     described = _read_metadata(absolute(path))
     return {**described["metadata"], "versions": described["versions"]}
 
@@ -39,7 +45,7 @@ def save_arrays(path: str | os.PathLike, tree: Mapping[str, Any], metadata: Mapp
     path = absolute(path)
     described = {
         "format": FORMAT,
-        "versions": {"jax": jax.__version__, "flax": flax.__version__, "orbax": ocp.__version__},
+        "versions": versions(),
         "shapes": {name: [list(array.shape), str(array.dtype)] for name, array in trees.flatten(tree).items()},
         "metadata": dict(metadata),
     }
@@ -53,6 +59,11 @@ def save_arrays(path: str | os.PathLike, tree: Mapping[str, Any], metadata: Mapp
         (temporary / METADATA).write_text(_sealed({**described, "files": _checksums(temporary)}))
 
     write_directory(path, write)
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that write arrays."""
+    return {"jax": jax.__version__, "flax": flax.__version__, "orbax": ocp.__version__}
 
 
 def load_arrays(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -49,6 +49,39 @@ def atomic_write_bytes(path: str | os.PathLike, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def require_new(path: str | os.PathLike) -> Path:
+    """The path of a file that is to be written, with the user's home in place of '~'.
+
+    Raises:
+      UserError: something is there already.
+    """
+    path = Path(path).expanduser()
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{str(path)!r} exists already: choose another path, or move it away")
+    return path
+
+
+def write_new(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
+    """Calls `write` with a temporary name and renames the file when it is whole; makes missing folders.
+
+    Of several processes the first writes, for all of them.
+
+    Raises:
+      UserError: the path exists.
+    """
+    if not hosts.is_first():
+        return
+    path = require_new(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        require_new(path)
+        os.rename(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def atomic_write_text(path: str | os.PathLike, text: str) -> None:
     """`atomic_write_bytes` in UTF-8, with the line ends as given."""
     atomic_write_bytes(path, text.encode())

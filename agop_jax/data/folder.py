@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from agop_jax.core.errors import UserError
+from agop_jax.core.progress import bar
 from agop_jax.data.images import common_shape, decode, read_header
 from agop_jax.data.splits import VALIDATION_NAMES, Source, StoredSplit, only_one
 
@@ -34,8 +34,8 @@ def read_folder(argument: str, size: int, limit: int) -> Source:
     classes = _classes(folders["train"])
     listings = {part: _listing(folder, classes) for part, folder in folders.items()}
     paths = [path for listing in listings.values() for path, _ in listing]
-    bar = tqdm(paths, "look at pictures", unit="image", leave=False, delay=1)
-    shape = common_shape(root, [read_header(path) for path in bar], size)
+    looked_at = bar(paths, "look at pictures", unit="image")
+    shape = common_shape(root, [read_header(path) for path in looked_at], size)
     return Source(
         **{part: _stored(listing, shape, size) for part, listing in listings.items()},
         origins={part: f"{folder.name}/" for part, folder in folders.items()},

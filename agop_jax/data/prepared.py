@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from agop_jax.core.errors import UserError, unknown_name
+from agop_jax.core.progress import bar
 from agop_jax.data.images import decode
 from agop_jax.data.splits import Source, StoredSplit
 
@@ -95,8 +95,8 @@ def _stored(builder: Any, splits: list[str], size: int) -> StoredSplit:
         )
     record = _reader(builder, splits)
     count = sum(builder.info.splits[split].num_examples for split in splits)
-    bar = tqdm(range(count), f"read labels of {builder.name}", unit="image", leave=False, delay=1)
-    labels = np.array([record(row)["label"] for row in bar])
+    rows = bar(range(count), f"read labels of {builder.name}", unit="image")
+    labels = np.array([record(row)["label"] for row in rows])
     shape = (*((size, size) if size else sides), channels)
     return StoredSplit(lambda row: decode(record(row)["image"], channels, size), np.arange(count), labels, shape)
 

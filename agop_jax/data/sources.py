@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from absl import logging
-from tqdm import tqdm
 
 from agop_jax.core import hosts
 from agop_jax.core.errors import UserError, unknown_name
+from agop_jax.core.progress import bar
 from agop_jax.data import prepared
 from agop_jax.data.folder import read_folder
 from agop_jax.data.labels import number_classes
@@ -156,7 +156,7 @@ def _mean_and_deviation(split: AnySplit) -> tuple[np.ndarray, np.ndarray]:
     """Per channel, from exact sums of integers; `np.std` would hold all pixels in float64."""
     size, pieces = len(split.labels), max(1, decoded_bytes(split) // AT_ONCE)
     sums = np.zeros((2, split.shape[-1]), np.int64)
-    for indices in tqdm(np.array_split(np.arange(size), pieces), "mean and deviation", leave=False, delay=1):
+    for indices in bar(np.array_split(np.arange(size), pieces), "mean and deviation", unit="piece"):
         pixels = split.take(indices).load().images.reshape(-1, split.shape[-1])
         sums[0] += np.einsum("pc->c", pixels, dtype=np.int64, casting="unsafe")
         sums[1] += np.einsum("pc,pc->c", pixels, pixels, dtype=np.int64, casting="unsafe")

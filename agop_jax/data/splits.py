@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from agop_jax.core import containers
 from agop_jax.core.errors import UserError
+from agop_jax.core.progress import bar
 
 TEST_FRACTION = 0.2  # of a source that has no test split of its own
 TEST_SEED = 0  # part of such a data set, not of an experiment: the test images never change
@@ -88,10 +88,10 @@ class StoredSplit:
                 images[place] = picture
             return len(rows)
 
-        bar = tqdm(total=len(images), desc="read pictures", unit="image", leave=False, delay=1, disable=not progress)
-        with bar, ThreadPoolExecutor() as threads:
+        count_bar = bar(desc="read pictures", total=len(images), unit="image", show=progress)
+        with count_bar, ThreadPoolExecutor() as threads:
             for count in threads.map(decode, range(0, len(images), PIECE)):  # an error cancels what has not begun
-                bar.update(count)
+                count_bar.update(count)
         return Split(images, self.labels)
 
 

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from tqdm import tqdm
 
 from agop_jax import models
 from agop_jax.core import devices, files, hosts, trees
 from agop_jax.core.compilation import GIB, free_bytes
 from agop_jax.core.errors import UserError
+from agop_jax.core.progress import bar
 from agop_jax.core.types import Array, Variables
 from agop_jax.data import AnySplit, Dataset, Pipeline, subset
 from agop_jax.experiments import machines
@@ -30,7 +30,9 @@ from agop_jax.experiments.workdir import CHECKPOINTS, DONOR, FEATURES
 from agop_jax.features import store
 from agop_jax.features.extraction import extract
 from agop_jax.features.layer import LayerFeatures
+from agop_jax.initializers.arguments import require_filters
 from agop_jax.initializers.model import initialize
+from agop_jax.initializers.registry import get_method
 from agop_jax.models.pretrained import Pretrained, load_pretrained, save_pretrained
 from agop_jax.training.curves import write_curves
 from agop_jax.training.device_data import DeviceData, on_devices
@@ -140,10 +142,8 @@ def _trained(
 ) -> Run:
     indices, rate = subset(split, None, stream(Role.DONOR_IMAGES, config.seed)), config.donor.learning_rate
     seed = stream(Role.DONOR_TRAINING, config.seed)
-    with tqdm(
-        total=config.donor.train.steps, unit="step", desc="donor", dynamic_ncols=True, disable=not hosts.is_first()
-    ) as bar:
-        on_step = lambda run, step: bar.update(step - bar.n)
+    with bar(desc="donor", total=config.donor.train.steps, brief=False) as steps:
+        on_step = lambda run, step: steps.update(step - steps.n)
         return train_resumable(
             trainer, trainer.start(variables), data, indices, rate, seed, directory, on_step, config.save_every
         )
@@ -191,6 +191,8 @@ def donor_network(config: Config, dataset: Dataset, donor: Pretrained, path: Pat
 def stored_donor(config: Config, dataset: Dataset) -> DonorNetwork:
     """Features that were extracted elsewhere, of a network that is not here."""
     features = store.load_features(Path(config.features.source).expanduser())
+    for init in config.recipients.inits:
+        require_filters(get_method(init), features)
     model = config.model.network(dataset.num_classes)
     return DonorNetwork(model, None, pipeline_for(config, dataset, config.donor.resize), features)
 
@@ -234,7 +236,7 @@ def spectra(features: Mapping[str, LayerFeatures], layers: str) -> list[dict[str
     rows = []
     for path in trees.select(features, layers):
         layer = features[path]
-        for name in ("nfm", "agop"):
+        for name in layer.matrices or ("nfm", "agop"):
             values = np.sort(np.ravel(getattr(layer, name).values))[::-1]
             rows += [{"layer": path, "matrix": name, "index": i, "eigenvalue": float(v)} for i, v in enumerate(values)]
     return rows

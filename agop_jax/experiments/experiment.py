@@ -31,6 +31,7 @@ from agop_jax.experiments.donors import (
 from agop_jax.experiments.keys import Role, stream
 from agop_jax.experiments.settings import Config, check_stages
 from agop_jax.experiments.sweep import Sweep
+from agop_jax.experiments.trackers import track, tracker
 from agop_jax.experiments.workdir import DONOR, FEATURES, SPECTRA
 from agop_jax.initializers.coupling import POOR_FIT
 from agop_jax.initializers.registry import INITIALIZERS, Method, get_method
@@ -55,6 +56,7 @@ def run(config: ml_collections.ConfigDict, directory: str | Path) -> str:
 def run_config(config: Config, path: Path) -> str:
     """`run` with checked fields, in a directory by its absolute path."""
     stages = check_stages(config.stages)
+    module = tracker(config.track)
     if config.pictures.enabled and config.pictures.image:
         gallery.read_picture(config.pictures.image)
     recipient_data = load_data(config, config.data.name)
@@ -82,6 +84,8 @@ def run_config(config: Config, path: Path) -> str:
         summary = f"Done in {path}: {', '.join(stages)}"
         if "report" in stages and hosts.is_first():
             summary = page.write_report(path, INITIALIZERS, POOR_FIT, donor_free(config))
+            if module:
+                track(module, path)
         hosts.wait("done")  # who leaves first would take the others along
         return summary
 

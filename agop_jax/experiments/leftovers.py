@@ -22,6 +22,7 @@ FILES = {
     "metrics": re.compile(rf"(donor|{RECIPIENT})\.jsonl"),
     "draws": re.compile(rf"{RECIPIENT}\.npz"),
     "filters": re.compile(rf"{RECIPIENT}\.npz"),
+    "recipients": re.compile(rf"{RECIPIENT}\.safetensors"),
     "figures": re.compile(rf"({FIGURE})\.(png|svg)"),
 }
 # A file is written as '.NAME.PID.tmp', a directory as 'NAME.tmp-' and 8 hexadecimal digits.

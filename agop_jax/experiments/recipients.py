@@ -12,6 +12,7 @@ import numpy as np
 from agop_jax import models
 from agop_jax.core import hosts
 from agop_jax.core.networks import open_network
+from agop_jax.core.tensors import SUFFIX
 from agop_jax.core.types import Variables
 from agop_jax.data import Dataset, subset
 from agop_jax.experiments import draws
@@ -22,13 +23,14 @@ from agop_jax.experiments.outlines import input_shape
 from agop_jax.experiments.places import Place
 from agop_jax.experiments.settings import Config
 from agop_jax.experiments.sweep_tables import Cell
-from agop_jax.experiments.workdir import CHECKPOINTS, DRAWS
+from agop_jax.experiments.workdir import CHECKPOINTS, DRAWS, RECIPIENTS
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.taps import tap
 from agop_jax.initializers.drawn import Drawn
 from agop_jax.initializers.model import Initialization, initialization
 from agop_jax.initializers.passes import Donor
 from agop_jax.initializers.registry import get_method
+from agop_jax.models.pretrained import Pretrained, write_state
 from agop_jax.training.device_data import on_devices
 from agop_jax.training.loop import Run, Trainer, accuracy_at
 from agop_jax.training.resumable import train_resumable
@@ -77,9 +79,24 @@ class Trained:
 
 
 def start(comparison: Comparison, cell: Cell, seed: int, trainer: Trainer) -> draws.Start:
-    """A recipient before training. Methods that look at examples see the first of its own training images, no labels.
+    """A recipient before training; draws that look at examples are kept until `forget`."""
+    variables, draw = _fresh(comparison, cell, seed, trainer)
+    method = get_method(cell.init)
+    costly = method.needs_examples or isinstance(method.source, Drawn)
+    return draws.kept(_draw_path(comparison, cell, seed), variables, draw) if costly else draws.timed(draw)
 
-    Their draws are kept until `forget`.
+
+def drawn(comparison: Comparison, cell: Cell, seed: int, trainer: Trainer) -> Initialization:
+    """The same recipient, of which nothing is kept."""
+    return _fresh(comparison, cell, seed, trainer)[1]()
+
+
+def _fresh(
+    comparison: Comparison, cell: Cell, seed: int, trainer: Trainer
+) -> tuple[Variables, Callable[[], Initialization]]:
+    """The network's own start, and the draw of its selected layers.
+
+    Methods that look at examples see the first of the recipient's own training images, without labels.
     """
     method, config = get_method(cell.init), comparison.config.recipients
     donor = comparison.donors["untrained" if method.untrained else "trained"]
@@ -87,28 +104,41 @@ def start(comparison: Comparison, cell: Cell, seed: int, trainer: Trainer) -> dr
     pictures = jnp.asarray(comparison.dataset.train.take(indices).load().images)
     inputs = trainer.pipeline(pictures)
     variables = models.own_variables(trainer.model, key(Role.RECIPIENT_START, seed), inputs[:1])
-    drawn = isinstance(method.source, Drawn)
+    machine = isinstance(method.source, Drawn)
 
     def draw() -> Initialization:
         return initialization(
             trainer.model,
             variables,
             inputs,
-            _drawn_features(comparison, cell, seed, trainer, variables) if drawn else donor.features,
+            _drawn_features(comparison, cell, seed, trainer, variables) if machine else donor.features,
             cell.init,
             key=key(Role.RECIPIENT_DRAW, seed),
             layers=config.layers,
             donor=Donor(donor.model, donor.variables, donor.pipeline(pictures)) if method.needs_network else None,
         )
 
-    costly = method.needs_examples or drawn
-    return draws.kept(_draw_path(comparison, cell, seed), variables, draw) if costly else draws.timed(draw)
+    return variables, draw
 
 
 def forget(comparison: Comparison, cell: Cell, seed: int) -> None:
     """Removes the draw of a recipient that is done."""
     if hosts.is_first():
         _draw_path(comparison, cell, seed).unlink(missing_ok=True)
+
+
+def kept_path(workdir: Path, cell: Cell, seed: int) -> Path:
+    """Where `config.recipients.keep` keeps a trained recipient."""
+    return workdir / RECIPIENTS / f"{cell.name(seed)}{SUFFIX}"
+
+
+def keep(comparison: Comparison, cell: Cell, trainer: Trainer, row: Mapping[str, Any], trained: Trained) -> None:
+    """Writes a trained recipient with its row of `results.csv`, in place of what an interrupted call may have left."""
+    pipeline, path = trainer.pipeline, kept_path(comparison.workdir, cell, row["seed"])
+    network = Pretrained(trainer.model, jax.device_get(trained.run.state.variables), pipeline.mean, pipeline.std)
+    if hosts.is_first():
+        path.unlink(missing_ok=True)
+    write_state(path, network, {name: value for name, value in row.items() if value == value})  # JSON has no NaN
 
 
 def _draw_path(comparison: Comparison, cell: Cell, seed: int) -> Path:

@@ -18,6 +18,7 @@ from agop_jax.core.errors import UserError, unknown_name
 from agop_jax.experiments import fields
 from agop_jax.experiments.fields import require, require_numbers, require_pattern
 from agop_jax.experiments.keys import APART
+from agop_jax.experiments.trackers import TRACKERS
 from agop_jax.features.extraction import METHODS
 from agop_jax.features.grams import output_function
 from agop_jax.initializers.registry import get_method
@@ -174,6 +175,7 @@ class RecipientConfig(Section):
     tuning_seeds: int = 1  # seeds of that choice
     devices: int = 0  # that a recipient is trained on; 0: all; with fewer, several are trained at once
     num_images: int = 256  # unlabelled images of its own training set that a coupled or lsuv init looks at
+    keep: bool = False  # the trained networks, a file each in the work directory's folder recipients
     probe: int = 2000  # images of each split at most for the linear probe before training; 0: no probe
 
     def __post_init__(self) -> None:
@@ -220,6 +222,7 @@ class Config(Section):
     question: str = ""  # shown on top of the report
     stages: str = ",".join(STAGES)  # what this call does; the rest must be in the workdir already
     save_every: float = 30.0  # seconds between checkpoints of a run; shorter runs need none
+    track: str = ""  # wandb or trackio: logs curves, tables and page there; empty: nowhere
     seed: int = 0  # of the donor, the validation split and the features
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -235,6 +238,7 @@ class Config(Section):
     def __post_init__(self) -> None:
         require("seed", self.seed, 0 <= self.seed < 2**32, "a whole number from 0 to 2^32 - 1")
         self._check_donors()
+        require("track", self.track, self.track in ("", *TRACKERS), f"{' or '.join(TRACKERS)}, or nothing")
         require_numbers("config", self, ("save_every",), 0)
         check_stages(self.stages)
 

@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from agop_jax.core import files, hosts
+from agop_jax.core import files, progress
 from agop_jax.core.types import Variables
 from agop_jax.data import Dataset
 from agop_jax.experiments import recipients, tuning
 from agop_jax.experiments.before import before_training
 from agop_jax.experiments.donors import DonorNetwork
+from agop_jax.experiments.forecast import Forecast
 from agop_jax.experiments.keys import recipient_seeds
 from agop_jax.experiments.places import Place, for_each, make_places
 from agop_jax.experiments.recipients import Comparison, Trained
@@ -57,7 +57,7 @@ class Sweep:
         self.places = make_places(config, dataset)
         # what shapes do not tell, before the first minute is spent
         todo = [cell for cell in self.cells if self._missing_seeds(self.first, cell)]
-        for cell in tqdm(todo, "draw recipients", unit="init", leave=False, delay=2, disable=not hosts.is_first()):
+        for cell in progress.bar(todo, "draw recipients", unit="init"):
             seed = self._missing_seeds(self.first, cell)[0]
             recipients.start(self.comparison, cell, seed, self.places[0].trainers[cell.width])
 
@@ -71,7 +71,10 @@ class Sweep:
         todo = [(donor, cell) for donor in self.comparisons for cell in self.cells if self._missing_seeds(donor, cell)]
         runs = sum(len(self._untried(*item)) + len(self._missing_seeds(*item)) for item in todo)
         steps = runs * self.comparison.config.train.steps
-        with tqdm(total=steps, unit="step", desc="recipients", dynamic_ncols=True, disable=not hosts.is_first()) as bar:
+        new = runs - sum(len({seed for _, seed in self._untried(*i)} & {*self._missing_seeds(*i)}) for i in todo)
+        amount = new, new * self.comparison.config.train.steps  # a recipient of the chosen rate is one of the grid
+        self._forecast = Forecast(*amount, self.tables.results, len(self.places))
+        with progress.bar(desc="recipients", total=steps, brief=False) as bar:
             for_each(todo, self.places, lambda item, place: self._complete(*item, place, bar))
 
     def _missing_seeds(self, donor: int, cell: Cell) -> list[int]:
@@ -83,7 +86,7 @@ class Sweep:
         grid = tuning.grid(self.comparison.config.recipients, self.seeds(donor))
         return [point for point in grid if point not in done]
 
-    def _complete(self, donor: int, cell: Cell, place: Place, bar: tqdm) -> None:
+    def _complete(self, donor: int, cell: Cell, place: Place, bar: progress.tqdm) -> None:
         """The grid of learning rates, then a recipient for each seed of this donor."""
         comparison, trainer = self.comparisons[donor], place.trainers[cell.width]
         tuned: dict[tuning.Point, Trained] = {}
@@ -107,6 +110,8 @@ class Sweep:
             trained = again or train(rate, seed)
             self._keep(cell, seed, trained)
             row = recipients.result(comparison, cell, rate, seed, trained, place)
+            if comparison.config.recipients.keep:
+                recipients.keep(comparison, cell, trainer, row, trained)
             self.tables.add_result({**row, "donor": donor, **before[seed]})
             recipients.forget(comparison, cell, seed)
         for _, seed in tuning.grid(comparison.config.recipients, self.seeds(donor)):  # some may be no recipient's
@@ -120,7 +125,7 @@ class Sweep:
         seed: int,
         place: Place,
         on_start: recipients.OnStart,
-        bar: tqdm,
+        bar: progress.tqdm,
     ) -> Trained:
         trainer, shown = place.trainers[cell.width], 0
 
@@ -134,6 +139,7 @@ class Sweep:
 
         trained = recipients.train(comparison, cell, rate, seed, place, on_start, on_step)
         bar.update(trainer.settings.steps - shown)  # what a diverged run left
+        self._forecast.finished(trainer.settings.steps, trained.run.seconds / max(1, trained.run.history[-1]["step"]))
         return trained
 
     def _keep(self, cell: Cell, seed: int, trained: Trained) -> None:

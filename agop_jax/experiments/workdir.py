@@ -22,6 +22,7 @@ from agop_jax.training.resumable import remove_checkpoints
 
 CONFIG, DATA, LOCK = "config.json", "data.json", ".lock"
 DONOR, FEATURES, CHECKPOINTS, DRAWS = "donor", "features", "checkpoints", "draws"
+RECIPIENTS = "recipients"  # folder of trained ones, by `config.recipients.keep`
 DONORS = "donors"  # folder of further donors, by seed
 RESULTS, RATES, FITS, SPECTRA = "results.csv", "learning_rates.csv", "fits.csv", "spectra.csv"
 ANSATZ, GALLERY = "ansatz.csv", "gallery.json"
@@ -31,12 +32,14 @@ EXTENDABLE = (
     "question",
     "stages",
     "save_every",
+    "track",
     "pictures.enabled",
     "pictures.image",
     "pictures.layers",
     "donor.seeds",
     "recipients.devices",
     "recipients.inits",
+    "recipients.keep",
     "recipients.seeds",
     "recipients.train_sizes",
     "recipients.widths",

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from agop_jax.core import devices, hosts, trees
 from agop_jax.core.errors import UserError, unknown_name
 from agop_jax.core.networks import open_network, path_name
+from agop_jax.core.progress import bar
 from agop_jax.core.types import Array, PRNGKey
 from agop_jax.features import grams
 from agop_jax.features.batches import Batch, BatchStream, labelled
@@ -75,9 +75,8 @@ def extract(
     extractor = Extractor(
         model, variables, inputs, outputs=outputs, labels=labels, batch_size=batch_size, apply_kwargs=apply_kwargs
     )
-    quiet = not (progress and hosts.is_first())
-    bar = tqdm(extractor.stream(), f"extract ({method})", extractor.total, unit="batch", disable=quiet, leave=False)
-    features = extractor.sums(method, bar, num_probes, key)
+    batches = bar(extractor.stream(), f"extract ({method})", total=extractor.total, unit="batch", show=progress)
+    features = extractor.sums(method, batches, num_probes, key)
     return {path: features[path] for path in trees.select(features, layers)}
 
 

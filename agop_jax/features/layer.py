@@ -40,6 +40,8 @@ class LayerFeatures:
       companions: {name: (cout,)} of what works on the layer's channels besides the bias, such as the scale, bias and
         statistics of a normalisation; for copies.
       patch_agop: the dense k x k AGOP of `patch_jacobian`, which yields no S where W lacks full column rank; else None.
+      matrices: of features that were read as matrices (`load_matrices`), which of 'nfm' and 'agop' there are. The
+        columns of `kernel` are then factors of the NFM and not the donor's filters. Empty where the network was known.
     """
 
     kernel: Kernel
@@ -52,6 +54,21 @@ class LayerFeatures:
     patch_agop: Float[Array, "*stack k k"] | None = None
     bias: Float[Array, "*scan cout"] | None = None
     companions: Mapping[str, Array] = struct.field(default_factory=dict)
+    matrices: tuple[str, ...] = struct.field(pytree_node=False, default=())
+
+    def require(self, part: str) -> None:
+        """Whether 'nfm', 'agop' or 'filters' are known of this layer.
+
+        Raises:
+          UserError: the features were read as matrices, without this part.
+        """
+        if self.matrices and part not in self.matrices:
+            have = " and ".join(self.matrices).upper()
+            needed = "the donor's filters" if part == "filters" else f"its {part.upper()}"
+            raise UserError(
+                f"layer {self.path!r}: needed {needed}, but its features were read from a file with the {have} alone: "
+                f"use a method that draws from the {have}, or extract features from the network"
+            )
 
     @property
     def matrix(self) -> Float[Array, "*stack k filters"]:
@@ -64,12 +81,14 @@ class LayerFeatures:
     @cached_property
     def nfm(self) -> FeatureMatrix:
         """W W^T."""
+        self.require("nfm")
         with jax.ensure_compile_time_eval():  # a tracer in the cache would outlive its trace
             return FeatureMatrix.from_factor(self.matrix)
 
     @cached_property
     def agop(self) -> FeatureMatrix:
         """W S W^T."""
+        self.require("agop")
         with jax.ensure_compile_time_eval():
             if self.patch_agop is not None:
                 return FeatureMatrix.from_dense(self.patch_agop)
@@ -80,6 +99,7 @@ class LayerFeatures:
 
         NFM: W. AGOP: W S^(1/2). AGOP^(1/2): U D^(1/2) V^T where W S^(1/2) = U D V^T.
         """
+        self.require("filters")
         if matrix == "nfm":
             return self.matrix
         factor = jnp.einsum("...kc,...cd->...kd", self.matrix, self.gram_root, precision=HIGHEST)
@@ -90,6 +110,7 @@ class LayerFeatures:
 
     def factor_root(self, matrix: str) -> Float[Array, "*stack filters filters"]:
         """M with F = W M for the factor F of this matrix: what mixes the donor's pre-activations, and its biases."""
+        self.require("filters")
         if matrix == "nfm":
             return jnp.broadcast_to(
                 jnp.eye(self.matrix.shape[-1]), (*self.matrix.shape[:-2], *self.matrix.shape[-1:] * 2)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from agop_jax.core.errors import UserError
 from agop_jax.core.types import PRNGKey
+from agop_jax.features.layer import LayerFeatures
+from agop_jax.initializers.copies import Copy
 from agop_jax.initializers.methods import Method
 from agop_jax.initializers.passes import Donor
 from agop_jax.initializers.registry import get_method
@@ -42,6 +44,7 @@ def require_donor(name: str, method: Method, features: Any, donor: Any, inputs: 
         raise UserError(
             f"features: needed those of layers by path, as `extract` returns them, got {_described(features)}"
         )
+    require_filters(method, features or {})
     if not method.needs_network:
         return
     if donor is None:
@@ -51,6 +54,13 @@ def require_donor(name: str, method: Method, features: Any, donor: Any, inputs: 
     own, theirs = (len(jax.tree.leaves(batch)[0]) for batch in (inputs, donor.inputs))
     if own != theirs:
         raise UserError(f"donor: needed the recipient's {own} inputs as the donor expects them, got {theirs}")
+
+
+def require_filters(method: Method, features: Mapping[str, LayerFeatures]) -> None:
+    """Whether a method that uses the donor's own filters has them: features may be known as matrices alone."""
+    if isinstance(method.source, Copy) or method.needs_network:
+        for layer in features.values():
+            layer.require("filters")
 
 
 def _described(value: Any) -> str:

@@ -60,6 +60,7 @@ class Copy:
         """
 
         def init(key: PRNGKey, shape: Sequence[int], dtype=jnp.float32) -> Kernel:
+            layer.require("filters")
             kernel = layer.kernel
             if self.channels == "same" or layer.groups > 1 or layer.stacked:
                 self._require_fit(layer, shape)

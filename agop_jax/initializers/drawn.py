@@ -21,6 +21,7 @@ class Drawn:
         """The random key is not used."""
 
         def init(key: PRNGKey, shape: Sequence[int], dtype=jnp.float32) -> Kernel:
+            layer.require("filters")
             if tuple(shape) != layer.kernel.shape:
                 raise UserError(
                     f"layer {layer.path!r}: the features for 'convrfm' were drawn for a kernel of "

@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from agop_jax.core import hosts
 from agop_jax.core.errors import UserError
+from agop_jax.core.progress import bar
 from agop_jax.core.types import Array, PRNGKey
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.initializers import coupling, scaling, whitening
@@ -67,7 +66,7 @@ class Recipient:
                 self._draw(path)
             return self
         order = self._walks.in_order(self.layers)
-        for path in tqdm(order, "draw", unit="layer", leave=False, delay=2, disable=not hosts.is_first()):
+        for path in bar(order, "draw", unit="layer"):
             self._walks.reach(path, self.state.variables)
             self._draw(path)
             self._scale(path)

@@ -15,9 +15,9 @@ import numpy as np
 from agop_jax.core.errors import UserError
 from agop_jax.core.types import Array, Float, Kernel, PRNGKey
 from agop_jax.features.layer import LayerFeatures
+from agop_jax.features.matrices import REFERENCE_IMAGES
 from agop_jax.features.matrix import FeatureMatrix
 from agop_jax.features.patches import matrix_to_kernel
-from agop_jax.features.store import REFERENCE_IMAGES
 
 KernelInit = Callable[..., Kernel]  # (key, shape, dtype) -> kernel, as Flax calls it
 
@@ -131,6 +131,7 @@ class Spatial:
     def sigma(self, layer: LayerFeatures) -> FeatureMatrix:
         """A, scaled so that the kh*kw weights of one channel have trace 1."""
         with jax.ensure_compile_time_eval():  # once, not inside a jitted `model.init`
+            layer.require("nfm")
             taps = layer.kernel.reshape(-1, *layer.kernel.shape[-2:])  # positions in the kernel, cin, cout
             matrix = FeatureMatrix.from_factor(taps.reshape(len(taps), -1))
             require_life(layer, "nfm", matrix.trace)

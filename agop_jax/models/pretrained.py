@@ -1,4 +1,4 @@
-"""Donors that were trained elsewhere: `load_pretrained('vgg11', 'hub:timm/vgg11.tv_in1k')`."""
+"""Networks that travel: `load_pretrained('vgg11', 'hub:timm/vgg11.tv_in1k')`, and `save_pretrained` for PyTorch."""
 
 # pyright: reportArgumentType=false
 
@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from agop_jax.core import arrays
+from agop_jax.core import arrays, files, tensors
 from agop_jax.core.errors import UserError, unknown_name
 from agop_jax.core.files import UNREADABLE, unreadable_reason
 from agop_jax.core.types import Variables
-from agop_jax.models import registry
+from agop_jax.models import cards, registry
 from agop_jax.models.normalisation import Numbers, Stated, normalisation, stated_in
-from agop_jax.models.torch_names import from_state_dict, not_floating
+from agop_jax.models.torch_states import from_state_dict, not_floating, to_state_dict
 
 HUB_TIMEOUT = 5  # seconds
 
@@ -78,19 +78,52 @@ def load_pretrained(
 
 
 def save_pretrained(path: str | Path, network: Pretrained, metadata: Mapping[str, Any]) -> None:
-    """Writes a network as a new directory, which 'orbax:DIR' reads."""
-    about = {"model": registry.describe(network.model), "mean": list(network.mean), "std": list(network.std)}
-    arrays.save_arrays(path, network.variables, {**metadata, **about})
+    """Writes a network, for JAX or for PyTorch.
+
+    Args:
+      path: must not exist. 'NAME.safetensors' becomes a PyTorch state dict with the names of torchvision (of timm for
+        the ViT), which 'safetensors:FILE' reads, bit for bit, and beside it 'NAME.md', a model card. Any other path
+        becomes a directory, which 'orbax:DIR' reads.
+      network: of one of the models here.
+      metadata: JSON values worth keeping. The card lists them; 'classes' are the names of the classes.
+
+    Raises:
+      UserError: something is at the path, or at that of the card.
+    """
+    about = _about(network)
+    if not tensors.is_tensor_file(path):
+        return arrays.save_arrays(path, network.variables, {**metadata, **about})
+    card = files.require_new(Path(path).with_suffix(".md"))
+    state = write_state(path, network, metadata)
+    text = cards.card(Path(path).name, about, state, metadata)
+    files.write_new(card, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_state(path: str | Path, network: Pretrained, metadata: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The state dict of `save_pretrained` without a card, and what it holds."""
+    state = to_state_dict(network.model, network.variables)
+    tensors.write_tensors(path, state, {**metadata, **_about(network)})
+    return state
+
+
+def _about(network: Pretrained) -> dict[str, Any]:
+    """What `load_pretrained` needs to know besides the arrays."""
+    return {"model": registry.describe(network.model), "mean": list(network.mean), "std": list(network.std)}
 
 
 def _orbax(name: str, path: str, fields: Mapping[str, Any]) -> Loaded:
     variables, about = arrays.load_arrays(path)
     if not {"model", "mean", "std"} <= set(about):
         raise UserError(f"{path!r} does not say which network it holds: wanted what an experiment leaves in 'donor'")
-    if about["model"]["name"] != name:
-        raise UserError(f"{path!r} holds a {about['model']['name']!r}, wanted {name!r}")
-    model = {key: tuple(value) if isinstance(value, list) else value for key, value in about["model"].items()}
-    return Loaded(registry.create(**model), variables, Stated(about["mean"], about["std"]))
+    return Loaded(_stated_model(name, path, about), variables, Stated(about["mean"], about["std"]))
+
+
+def _stated_model(name: str, path: str, about: Mapping[str, Any]) -> nn.Module:
+    """The network that this package says to have written."""
+    model = registry.create(**{key: tuple(v) if isinstance(v, list) else v for key, v in about["model"].items()})
+    if (stated := registry.describe(model)["name"]) != name:
+        raise UserError(f"{path!r} holds a {stated!r}, wanted {name!r}")
+    return model
 
 
 def _npz(name: str, path: str, fields: Mapping[str, Any]) -> Loaded:
@@ -117,11 +150,15 @@ def _safetensors(name: str, path: str, fields: Mapping[str, Any]) -> Loaded:
     try:
         with safe_open(file, framework="np") as opened:
             state = {tensor: _tensor(opened, tensor, repr(str(file))) for tensor in opened.keys()}  # noqa: SIM118
+            about = tensors.stated_in(opened.metadata())
     except UserError:
         raise
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"donor: {str(file)!r} is no readable .safetensors file ({_line(error)})") from None
-    return Loaded(*from_state_dict(name, state, repr(str(file)), **fields))
+    if about is None or "model" not in about:
+        return Loaded(*from_state_dict(name, state, repr(str(file)), **fields))
+    model = _stated_model(name, path, about)
+    return Loaded(*from_state_dict(name, state, repr(str(file)), model), Stated(about["mean"], about["std"]))
 
 
 def _tensor(opened: Any, tensor: str, where: str) -> np.ndarray:

@@ -64,11 +64,16 @@ def _require_counts(name: str, field: str, value: Any) -> None:
 def describe(model: nn.Module) -> dict[str, Any]:
     """The arguments with which `create` makes this network."""
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-    for name, make in MODELS.items():
-        if make.func is type(model) and all(fields[key] == value for key, value in make.keywords.items()):
-            own = fields.keys() - {"parent", "name", *make.keywords}
-            return {"name": name, **{key: fields[key] for key in sorted(own)}}
-    raise UserError(f"{type(model).__name__} is none of the models here: {', '.join(MODELS)}")
+    matches = [
+        name
+        for name, make in MODELS.items()
+        if make.func is type(model) and all(fields[key] == value for key, value in make.keywords.items())
+    ]
+    if not matches:
+        raise UserError(f"{type(model).__name__} is none of the models here: {', '.join(MODELS)}")
+    name = max(matches, key=lambda match: len(MODELS[match].keywords))  # vgg11_bn is a vgg11 with BatchNorm
+    own = fields.keys() - {"parent", "name", *MODELS[name].keywords}
+    return {"name": name, **{key: fields[key] for key in sorted(own)}}
 
 
 def own_variables(model: nn.Module, key: PRNGKey, sample: Any) -> dict[str, Any]:

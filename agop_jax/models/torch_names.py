@@ -1,27 +1,20 @@
-"""PyTorch's names and layouts of the networks here: a state dict becomes a model and its variables.
+"""PyTorch's names of the networks here, and how its arrays lie.
 
-The names are torchvision's; where timm or another well-known source names a tensor differently, that name is read too.
-PyTorch keeps kernels as (cout, cin, kh, kw), Flax as (kh, kw, cin, cout); PyTorch flattens a map as (c, h, w), Flax as
-(h, w, c), so that the first Dense layer after a map needs its rows in another order.
+The names are torchvision's, or timm's for the ViT; those of the small CNN and LeNet-5, which neither has, are
+those of PyTorch's tutorials. Where timm or another well-known source names a tensor differently, that name is read too.
 """
 
-import itertools
 import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from agop_jax.core import trees
-from agop_jax.core.errors import UserError
-from agop_jax.core.types import Variables
 from agop_jax.models.alexnet import AlexNet
-from agop_jax.models.cnn import LeNet5
-from agop_jax.models.registry import MODELS, create
+from agop_jax.models.cnn import LeNet5, SmallCNN
 from agop_jax.models.resnet import STAGES as RESNET_STAGES
 from agop_jax.models.resnet import CIFARResNet, ResNet
 from agop_jax.models.vgg import STAGES as VGG_STAGES
@@ -30,8 +23,50 @@ from agop_jax.models.vit import ViT
 
 State = Mapping[str, np.ndarray]
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-# of PyTorch's BatchNorm and of its averaged models, which nothing here needs
-COUNTERS = ("num_batches_tracked", "n_averaged")
+TO_TORCH, TO_FLAX = (3, 2, 0, 1), (2, 3, 1, 0)  # axes of (kh, kw, cin, cout) and of (cout, cin, kh, kw)
+
+
+class Place(NamedTuple):
+    """Where a tensor of PyTorch's lies in a model here.
+
+    PyTorch keeps kernels as (cout, cin, kh, kw), Flax as (kh, kw, cin, cout); PyTorch flattens a map as (c, h, w), Flax
+    as (h, w, c), so that the first Dense layer after a map needs its rows in another order.
+
+    Attributes:
+      path: of the variable, such as 'params/Conv_0/kernel'.
+      shape: of the variable.
+      side: of the map that was flattened before a Dense layer; 1 for all others.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    side: int = 1
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The tensor's; timm keeps some Dense layers as convolutions."""
+        if len(self.shape) == 2:
+            return [self.shape[::-1], (self.shape[1], self.shape[0] // self.side**2, self.side, self.side)]
+        return [tuple(self._window[axis] for axis in TO_TORCH)] if self._window else [self.shape]
+
+    def to_torch(self, variable: np.ndarray) -> np.ndarray:
+        """The tensor of a variable."""
+        if not self._window:
+            return variable
+        return variable.reshape(self._window).transpose(TO_TORCH).reshape(self.shapes[0])
+
+    def to_flax(self, tensor: np.ndarray) -> np.ndarray:
+        """The variable of a tensor; the inverse of `to_torch`."""
+        if not self._window:
+            return tensor
+        return tensor.reshape([self._window[axis] for axis in TO_TORCH]).transpose(TO_FLAX).reshape(self.shape)
+
+    @property
+    def _window(self) -> tuple[int, ...]:
+        """(kh, kw, cin, cout) of a kernel, that of a Dense layer as of a convolution; () of everything else."""
+        if len(self.shape) == 2:
+            return (self.side, self.side, self.shape[0] // self.side**2, self.shape[1])
+        return self.shape if len(self.shape) == 4 else ()
 
 
 class Family(NamedTuple):
@@ -53,92 +88,20 @@ class Family(NamedTuple):
     size: Callable[[State], int] = lambda state: 224
 
 
-def from_state_dict(name: str, state: State, where: str, **fields: Any) -> tuple[nn.Module, Variables]:
-    """A network with the weights of a PyTorch state dict.
+def places(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, Place]:
+    """PyTorch's name of every variable of a model: where it lies.
 
     Args:
-      name: of the network in `MODELS`.
-      state: tensors by PyTorch's names.
-      where: the state dict came from, for messages.
-      **fields: of the network; what the state dict tells by itself (classes, kind of head or stem) comes from there.
-
-    Raises:
-      UserError: a tensor is missing, is not of this network, is quantised, or has another shape.
+      model: of one of `FAMILIES`.
+      variables: of the model, or their shapes.
     """
-    blank = create(name, 1, **fields)  # says what is wrong with the name or the fields
-    family = _family(name)
-    first_layer, *_ = family.names(blank).values()
-    files_name = _by_our_names(state, family, f"{first_layer}.weight", where)
-    state = {tensor: np.asarray(state[file]) for tensor, file in files_name.items()}
-    fields = {**fields, **family.fields(state)}
-    *_, head = names = list(family.names(create(name, 1, **fields)).values())
-    _require([f"{names[0]}.weight", f"{head}.weight"], state, name, where)
-    first = state[f"{names[0]}.weight"]
-    size, channels = family.size(state), first.shape[1] if first.ndim > 1 else 1
-    model = create(name, len(np.atleast_1d(state[f"{head}.weight"])), **fields)
-    leaves = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, channels)))
-    wanted = {_tensor(path, family.names(model)): (path, leaf.shape) for path, leaf in trees.flatten(leaves).items()}
-    shapes = {tensor: _shapes(shape, _side(tensor, family)) for tensor, (_, shape) in wanted.items()}
-    _check(state, shapes, files_name, name, where)
-    flat = {path: _convert(state[tensor], shape, _side(tensor, family)) for tensor, (path, shape) in wanted.items()}
-    return model, trees.unflatten(flat)
-
-
-def _family(name: str) -> Family:
-    kind = MODELS[name].func
-    if kind not in FAMILIES:
-        known = ", ".join(sorted(known for known, model in MODELS.items() if model.func in FAMILIES))
-        raise UserError(f"model {name!r} has no PyTorch names: load it from 'orbax:DIR'. With names: {known}.")
-    return FAMILIES[kind]
-
-
-def _check(
-    state: State, shapes: Mapping[str, list[tuple[int, ...]]], files_name: Mapping[str, str], name: str, where: str
-) -> None:
-    """All tensors of a model are there, and no others, with numbers and shapes as it wants them."""
-    _require(shapes, state, name, where)
-    for tensor in shapes:
-        dtype = state[tensor].dtype
-        if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 2:
-            raise not_floating(where, files_name[tensor], str(dtype))
-    if extra := [files_name[tensor] for tensor in state if tensor not in shapes]:
-        raise UserError(f"{where} holds the tensor {_some(extra)}, which model {name!r} does not have")
-    for tensor, possible in shapes.items():
-        if (got := state[tensor].shape) not in possible:
-            raise UserError(f"{where}: tensor {files_name[tensor]!r}: model {name!r} wants {possible[0]}, got {got}")
-
-
-def not_floating(where: str, tensor: str, dtype: str) -> UserError:
-    """Quantised weights mean nothing without their scales."""
-    return UserError(
-        f"{where}: tensor {tensor!r} is of type {dtype}, wanted floating point of 16 bits or more: store its "
-        "unquantised values"
-    )
-
-
-def _by_our_names(state: State, family: Family, first: str, where: str) -> dict[str, str]:
-    """Our name of each tensor -> the file's; a prefix that all of the file's share is left out.
-
-    DataParallel puts 'module.' there, torch.compile '_orig_mod.', Lightning and others the name of a field.
-    """
-    tensors = [tensor for tensor in state if not tensor.endswith(COUNTERS)]
-    known = any(_canonical(tensor, family) == first for tensor in tensors)
-    layers = [tensor.split(".")[:-1] for tensor in tensors]
-    shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*layers, strict=False))
-    prefix = "" if known else "".join(f"{parts[0]}." for parts in shared)
-    names: dict[str, str] = {}
-    for tensor in tensors:
-        name = _canonical(tensor.removeprefix(prefix), family)
-        if name in names:
-            raise UserError(f"{where} holds {names[name]!r} and {tensor!r}, which are one tensor of the model")
-        names[name] = tensor
-    return names
-
-
-def _canonical(tensor: str, family: Family) -> str:
-    for pattern, replacement in family.aliases:
-        tensor = re.sub(pattern, replacement, tensor)
-    return tensor
+    family = FAMILIES[type(model)]
+    names, (flattened, side) = family.names(model), family.flattened
+    tensors = {_tensor(path, names): (path, tuple(leaf.shape)) for path, leaf in trees.flatten(variables).items()}
+    return {
+        tensor: Place(path, shape, side if tensor == f"{flattened}.weight" else 1)
+        for tensor, (path, shape) in tensors.items()
+    }
 
 
 def _tensor(path: str, names: Mapping[str, str]) -> str:
@@ -147,40 +110,21 @@ def _tensor(path: str, names: Mapping[str, str]) -> str:
     return f"{names[layer]}.{LEAVES[leaf]}" if layer else names[leaf]
 
 
-def _require(tensors: Any, state: State, name: str, where: str) -> None:
-    if missing := [tensor for tensor in tensors if tensor not in state]:
-        raise UserError(f"{where} lacks the tensor {_some(missing)} of model {name!r}")
-
-
-def _some(tensors: list[str]) -> str:
-    more = f" (and {len(tensors) - 1} more)" if len(tensors) > 1 else ""
-    return f"{tensors[0]!r}{more}"
-
-
-def _side(tensor: str, family: Family) -> int:
-    name, side = family.flattened
-    return side if tensor == f"{name}.weight" else 1
-
-
-def _shapes(shape: tuple[int, ...], side: int) -> list[tuple[int, ...]]:
-    """Of a tensor in PyTorch, for a variable of this shape; timm keeps some Dense layers as convolutions."""
-    if len(shape) == 4:
-        return [(shape[3], shape[2], *shape[:2])]
-    if len(shape) == 2:
-        return [shape[::-1], (shape[1], shape[0] // side**2, side, side)]
-    return [shape]
-
-
-def _convert(tensor: np.ndarray, shape: tuple[int, ...], side: int) -> jax.Array:
-    if len(shape) == 4:
-        tensor = tensor.transpose(2, 3, 1, 0)
-    elif len(shape) == 2:
-        tensor = tensor.reshape(shape[1], -1, side, side).transpose(2, 3, 1, 0).reshape(shape)
-    return jnp.asarray(tensor, jnp.float32)
+def canonical(tensor: str, family: Family) -> str:
+    """The name here of a tensor that another source names."""
+    for pattern, replacement in family.aliases:
+        tensor = re.sub(pattern, replacement, tensor)
+    return tensor
 
 
 def _sequence(kind: str, *names: str) -> dict[str, str]:
     return {f"{kind}_{index}": name for index, name in enumerate(names)}
+
+
+def _small_cnn(model: SmallCNN) -> dict[str, str]:
+    """Of convolution, ReLU and pooling, again and again."""
+    convolutions = (f"features.{3 * index}" for index in range(len(model.features)))
+    return _sequence("Conv", *convolutions) | {"Dense_0": "classifier"}
 
 
 def _lenet(model: LeNet5) -> dict[str, str]:
@@ -233,6 +177,12 @@ def _vit(model: ViT) -> dict[str, str]:
     return names | {"LayerNorm_0": "norm", "Dense_0": "head"}
 
 
+def _small_cnn_fields(state: State) -> dict[str, Any]:
+    kernels = (name for name in sorted(state, key=len) if re.fullmatch(r"features\.\d+\.weight", name))
+    channels = {int(name.split(".")[1]): state[name].shape[0] for name in kernels if state[name].ndim}
+    return {"width": 1.0, "features": tuple(channels[place] for place in sorted(channels))} if channels else {}
+
+
 def _vgg_fields(state: State) -> dict[str, Any]:
     return {"head": "mean" if "classifier.weight" in state else "classic"}
 
@@ -269,6 +219,7 @@ TORCHVISION_VIT = (
 )
 
 FAMILIES: dict[Any, Family] = {
+    SmallCNN: Family(_small_cnn, fields=_small_cnn_fields, size=lambda state: 32),
     LeNet5: Family(_lenet, flattened=("fc1", 5), size=lambda state: 32),
     AlexNet: Family(_alexnet, flattened=("classifier.1", 6)),
     VGG: Family(_vgg, TIMM_VGG, ("classifier.0", 7), _vgg_fields),

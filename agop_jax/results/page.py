@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from agop_jax.core import files
 from agop_jax.core.files import Row
-from agop_jax.results import by_donor, pictures, summary, tables
+from agop_jax.results import by_donor, ending, pictures, summary, tables
 from agop_jax.results.by_donor import DonorTable
 from agop_jax.results.data_words import data_words, evaluation_words
 from agop_jax.results.moderation import ROWS
@@ -60,7 +60,7 @@ def write_report(
       donor_free: inits on which no donor has any influence.
 
     Returns:
-      A plain-text table for the terminal.
+      A plain-text table for the terminal, with a short summary.
 
     Raises:
       UserError: a file is missing or damaged; the message names it.
@@ -72,7 +72,7 @@ def write_report(
     lines = summary.summarise(work.results, work.curves, variance=variance, margin=margin, donor_free=donor_free)
     files.write_rows(work.path / "summary.csv", [_blank_nan(asdict(line)) for line in lines])
     files.atomic_write_text(work.path / "report.html", _page(work, lines, descriptions, poor_fit, variance, margin))
-    return summary.terminal_table(lines)
+    return f"{summary.terminal_table(lines)}\n\n{ending.in_brief(lines, work.path)}"
 
 
 def _blank_nan(row: Row) -> Row:

@@ -15,10 +15,10 @@ import numpy as np
 import scipy.linalg
 from absl import logging
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from agop_jax.core.compilation import GIB, TooLarge, free_bytes
 from agop_jax.core.errors import UserError
+from agop_jax.core.progress import bar
 from agop_jax.core.types import Array, Float
 from agop_jax.features.matrix import HIGHEST
 from agop_jax.rfm.blocks import BLOCK_BYTES, TEMPORARIES, kernel_columns, kernel_products
@@ -178,15 +178,15 @@ def conjugate_gradients(
     shown = precondition(residuals)
     directions, product = shown, (residuals * shown).sum(0)
     start, left, step = time.perf_counter(), 1.0, 0
-    with tqdm(total=steps, unit="step", desc="conjugate gradients", dynamic_ncols=True, disable=not progress) as bar:
+    with bar(desc="conjugate gradients", total=steps, show=progress, brief=False) as shown_bar:
         while left > tolerance and step < steps:
             moved = kernel_products(kernel, points, points, directions) + ridge * directions
             weights, residuals = _advance(weights, residuals, directions, moved, product)
             shown = precondition(residuals)
             directions, product = _turn(directions, residuals, shown, product)
             left, step = float((jnp.linalg.norm(residuals, axis=0) / size).max()), step + 1
-            bar.update()
-            bar.set_postfix(residual=f"{left:.1e}")
+            shown_bar.update()
+            shown_bar.set_postfix(residual=f"{left:.1e}")
     remaining = kernel_products(kernel, points, points, weights) + ridge * weights - targets
     left = float((jnp.linalg.norm(remaining, axis=0) / size).max())  # the recursion's own drifts from it
     say = logging.warning if left > 2 * tolerance else logging.info
