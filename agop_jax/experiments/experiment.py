@@ -114,8 +114,7 @@ def methods(config: Config) -> list[Method]:
 
 def donor_free(config: Config) -> set[str]:
     """The inits on which no donor has any influence, not even on their scale."""
-    pairs = zip(config.recipients.inits, methods(config), strict=True)
-    return {init for init, m in pairs if not (m.needs_donor or m.needs_network or m.matched)}
+    return {init for init in config.recipients.inits if not get_method(init).uses_donor}
 
 
 def load_data(config: Config, name: str) -> Dataset:

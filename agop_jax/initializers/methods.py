@@ -67,6 +67,11 @@ class Method:
         return self.coupled or (self.matched is not None and self.matched.coupled)
 
     @property
+    def uses_donor(self) -> bool:
+        """Whether a donor has any influence on it, if only on its scale."""
+        return self.needs_donor or self.needs_network or self.matched is not None
+
+    @property
     def needs_examples(self) -> bool:
         """Whether it looks at the inputs, unlabelled, and so draws one layer after another."""
         return self.lsuv or self.standardised or self.coupled or isinstance(self.source, Whitened)

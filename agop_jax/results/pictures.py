@@ -4,6 +4,7 @@ import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def donor(work: Work) -> list[Picture]:
         train, validation = ([row[f"{part}_accuracy"] for row in work.donor_curve] for part in ("train", "validation"))
         curves = [figures.Curve(steps, values, values, values) for values in (train, validation)]
         caption, alt = "The donor's own training (one run).", "The donor's accuracy by step, train and validation."
-        found.append(_picture(work, "donor", figures.training_course(*curves), caption, alt))
+        found.append(picture(work.path, "donor", figures.training_course(*curves), caption, alt))
     if work.spectra:
         found.append(_spectra(work))
     return found
@@ -70,7 +71,7 @@ def filters(work: Work, lines: Sequence[Summary]) -> list[Picture]:
         "number as their mean."
     )
     alt = "First-layer filters by initialisation, initial on the left, trained on the right."
-    return [_picture(work, "filters", figures.first_layer_filters(ordered), caption, alt, photo=True)]
+    return [picture(work.path, "filters", figures.first_layer_filters(ordered), caption, alt, photo=True)]
 
 
 def ansatz(work: Work) -> list[Picture]:
@@ -84,7 +85,7 @@ def ansatz(work: Work) -> list[Picture]:
         "W - W0, against the AGOP. Right: the power of the best correlation, with its 95 % interval over batches."
     )
     alt = "Correlation of NFM and AGOP, layer by layer, beside the untrained network and the null; see ansatz.csv."
-    return [_picture(work, "ansatz", feature_figures.ansatz(work.ansatz), caption, alt)]
+    return [picture(work.path, "ansatz", feature_figures.ansatz(work.ansatz), caption, alt)]
 
 
 def gallery(work: Work) -> list[Picture]:
@@ -142,8 +143,9 @@ def _exceeding(than: str, rows: Mapping[str, Row], limits: Mapping[str, float]) 
     return text + (f" (not in {', '.join(below)})" if below else "")
 
 
-def _picture(work: Work, name: str, figure: figures.Figure, caption: str, alt: str, photo: bool = False) -> Picture:
-    svg = figures.save(figure, work.path / "figures" / name)
+def picture(folder: Path, name: str, figure: figures.Figure, caption: str, alt: str, photo: bool = False) -> Picture:
+    """A figure for a page; its files go to `figures/` in the folder of the page."""
+    svg = figures.save(figure, folder / "figures" / name)
     return Picture(_data_uri(svg), caption, alt, figure.get_figwidth(), photo)
 
 
@@ -172,7 +174,7 @@ def _accuracy(work: Work, lines: list[Summary], suffix: str) -> Picture:
         "inits share a seed's data and order, so a paired difference can be clear where bars overlap."
     )
     alt = f"Dot plot of test accuracy; the table below gives the same numbers. Best: {lines[0].init}."
-    return _picture(work, f"accuracy_{suffix}", figures.accuracy_by_init(dots, BASELINE), caption, alt)
+    return picture(work.path, f"accuracy_{suffix}", figures.accuracy_by_init(dots, BASELINE), caption, alt)
 
 
 def _progress(work: Work, lines: list[Summary], suffix: str) -> list[Picture]:
@@ -183,7 +185,7 @@ def _progress(work: Work, lines: list[Summary], suffix: str) -> list[Picture]:
     if accuracy:
         figure = figures.small_multiples(accuracy, BASELINE, "step", "validation accuracy")
         caption, alt = f"Validation accuracy during training. {key}", "Learning curves, one panel an initialisation."
-        found.append(_picture(work, f"learning_curves_{suffix}", figure, caption, alt))
+        found.append(picture(work.path, f"learning_curves_{suffix}", figure, caption, alt))
     if gap:
         label = "validation - training loss"
         figure = figures.small_multiples(gap, BASELINE, "step", label, percent=False)
@@ -192,7 +194,7 @@ def _progress(work: Work, lines: list[Summary], suffix: str) -> list[Picture]:
             f"{key} Where losses are not finite nothing is drawn; extreme values leave the frame."
         )
         alt = "Validation loss minus training loss by step, one panel an initialisation."
-        found.append(_picture(work, f"loss_gap_{suffix}", figure, caption, alt))
+        found.append(picture(work.path, f"loss_gap_{suffix}", figure, caption, alt))
     return found
 
 
@@ -226,7 +228,7 @@ def _trend(work: Work, lines: Sequence[Summary], name: str, label: str, fixed: s
         "where there are several seeds; grey: He."
     )
     alt = f"Test accuracy against {label}, {fixed}, one panel an initialisation."
-    return _picture(work, f"accuracy_by_{name}_{fixed.replace(' ', '_')}", figure, caption, alt)
+    return picture(work.path, f"accuracy_by_{name}_{fixed.replace(' ', '_')}", figure, caption, alt)
 
 
 def _spectra(work: Work) -> Picture:
@@ -238,4 +240,4 @@ def _spectra(work: Work) -> Picture:
         "few directions of the patch matter: to the layer itself (NFM), or to its effect on the output (AGOP)."
     )
     alt = "Eigenvalue spectra of NFM and AGOP for each layer of the donor, on a log scale."
-    return _picture(work, "spectra", figures.spectra(layers), caption, alt)
+    return picture(work.path, "spectra", figures.spectra(layers), caption, alt)
