@@ -17,6 +17,7 @@ from agop_jax.experiments.experiment import run
 from agop_jax.experiments.settings import Config, DonorConfig, ModelConfig, RecipientConfig
 from agop_jax.results import setting_names, tables
 from agop_jax.results.bootstrap import Task, common_inits, improvement_probability, mean_ranks
+from agop_jax.results.tables import Setting
 from agop_jax.training.loop import Settings
 
 HE = "kaiming_normal"
@@ -27,7 +28,7 @@ GAINS = {HE: 0.0, "lsuv": 0.02, "copy": 0.12, "whitened": 0.08, "nfm": -0.04}
 def result(init, seed, accuracy, **changes):
     row = dict.fromkeys(tables.RESULT_COLUMNS, 0.3)
     row |= {"init": init, "seed": seed, "train_size": 500, "width": 1.0, "test_accuracy": accuracy}
-    return row | {"validation_accuracy": accuracy, "steps": 250, "diverged": 0, "donor": 0} | changes
+    return row | {"validation_accuracy": accuracy, "steps": 250, "diverged": 0, "donor": 0, "budget": 250} | changes
 
 
 def recipients(inits=GAINS, donors=(0,), seeds=4, level=0.4, **changes):
@@ -54,7 +55,7 @@ def compared(tmp_path_factory):
     path = tmp_path_factory.mktemp("compared")
     longer, resnet = Settings(steps=1000), ModelConfig("resnet20", {"width": 0.5})
     write_run(path / "short", recipients(donors=(0, 1)))
-    write_run(path / "long", recipients(level=0.5, steps=1000), Config(train=longer))
+    write_run(path / "long", recipients(level=0.5, budget=1000), Config(train=longer))
     rows = recipients([HE, "lsuv", "copy", "nfm"])
     write_run(path / "resnet", rows, Config(model=resnet, train=Settings(steps=250)))
     runs = [str(path / name) for name in ("short", "long", "resnet")]
@@ -161,7 +162,7 @@ def test_coverage_in_full(settings, donors, gap):
 def names(*configs, sizes=None, budgets=None):
     sizes, budgets = sizes or [500] * len(configs), budgets or [250] * len(configs)
     each = zip(configs, sizes, budgets, strict=True)
-    facts = [setting_names.facts(config.to_dict(), (size, 1.0), budget) for config, size, budget in each]
+    facts = [setting_names.facts(config.to_dict(), Setting(size, 1.0, budget)) for config, size, budget in each]
     return setting_names.names(facts, [f"run{i}" for i in range(len(configs))])
 
 
@@ -175,6 +176,8 @@ def test_a_name_says_what_differs_and_nothing_else():
     assert names(Config(train=Settings(steps=250)), adamw) == ["sgd, batch_size 64", "adamw, batch_size 32"]
     other = Config(donor=DonorConfig(data="npz:/data/cifar100.npz", train=Settings(steps=40)))
     assert names(plain, other) == ["digits, donor 400 steps", "cifar100 → digits, donor 40 steps"]
+    control = Config(donor=DonorConfig(random_labels=True))
+    assert names(plain, control) == ["donor 400 steps", "donor 400 steps on random labels"]
     more = Config(question="Why?", recipients=RecipientConfig(seeds=9, learning_rates=(0.1, 0.2)))
     assert names(plain, more) == ["run0", "run1"]  # which results are there is no other setting
 
@@ -187,7 +190,7 @@ def test_names_of_one_setting_are_those_of_the_runs():
 def test_a_field_that_an_older_config_lacks_is_no_difference():
     old = Config().to_dict()
     del old["rfm"], old["features"]["num_images"]
-    facts = [setting_names.facts(config, (500, 1.0), 250) for config in (old, Config(seed=1).to_dict())]
+    facts = [setting_names.facts(config, Setting(500, 1.0, 250)) for config in (old, Config(seed=1).to_dict())]
     assert setting_names.names(facts, ["a", "b"]) == ["seed 0", "seed 1"]
 
 
@@ -201,7 +204,7 @@ def test_the_tables_hold_the_numbers(compared):
         assert float(row["he_difference"]) == pytest.approx(gain, abs=0.011)
         assert row["lsuv_difference"] == "" or float(row["lsuv_difference"]) == pytest.approx(gain - 0.02, abs=0.011)
     assert cells["short", "copy"]["donors"] == "2"
-    assert {row["steps"] for row in cells.values()} == {"250", "1000"}
+    assert {row["budget_steps"] for row in cells.values()} == {"250", "1000"}
     assert cells["resnet", "copy"]["model"] == HALF
     rows = recipients(["copy", "whitened", "lsuv"], seeds=4, level=0.5)
     copy, whitened, lsuv = np.reshape([row["test_accuracy"] for row in rows], (3, 4)).mean(axis=1)

@@ -35,6 +35,7 @@ EXTENDABLE = (
     "pictures.image",
     "pictures.layers",
     "donor.seeds",
+    "recipients.budgets",
     "recipients.devices",
     "recipients.inits",
     "recipients.seeds",

@@ -86,7 +86,7 @@ def _cell_rows(columns: Sequence[Column]) -> list[Row]:
             **{name: column.facts.get(name, "") for name in facts},
             "train_size": cell.line.train_size,
             "width_factor": cell.line.width,
-            "steps": column.budget,
+            "budget_steps": column.setting.budget,
             "init": init,
             **{name: _blank(getattr(cell.line, name)) for name in LINE},
             **_lsuv_row(cell),
@@ -174,7 +174,7 @@ def _courses(folder: Path, columns: Sequence[Column], lines: Sequence[Overall]) 
     """Accuracy against budget, for each group of settings that differ in it alone."""
     found = []
     for course in dict.fromkeys(column.course for column in columns):
-        own = {column.budget: column for column in columns if column.course == course}
+        own = {column.setting.budget: column for column in columns if column.course == course}
         if len(own) > 1:
             found.append(
                 _course(folder, f"budget_{len(found)}", course, [own[budget] for budget in sorted(own)], lines)
@@ -185,7 +185,7 @@ def _courses(folder: Path, columns: Sequence[Column], lines: Sequence[Overall]) 
 def _course(folder: Path, name: str, course: str, columns: Sequence[Column], lines: Sequence[Overall]) -> Picture:
     curves = {}
     for line in lines:
-        cells = [(column.budget, cell.line) for column in columns if (cell := column.cells.get(line.init))]
+        cells = [(column.setting.budget, cell.line) for column in columns if (cell := column.cells.get(line.init))]
         if len(cells) > 1:
             values = [[getattr(cell, field) for _, cell in cells] for field in ("test_accuracy", "low", "high")]
             curves[line.init] = figures.Curve([budget for budget, _ in cells], *values)

@@ -13,6 +13,7 @@ from agop_jax.results.runs import Run
 from agop_jax.results.setting_names import Facts
 from agop_jax.results.statistics import Recovered
 from agop_jax.results.summary import BASELINE, COPIES, Summary
+from agop_jax.results.tables import Setting
 from agop_jax.results.verdicts import POINT, Difference
 
 LSUV = "lsuv"  # the stronger baseline, which knows no donor either
@@ -42,7 +43,7 @@ class Column:
       course: the same without the budget; settings of one course differ in their budget alone.
       run: the name of its work directory.
       facts: what it is.
-      budget: steps of training.
+      setting: within its run.
       cells: by init, best first.
       task: its accuracies.
       donors: None with one donor.
@@ -52,7 +53,7 @@ class Column:
     course: str
     run: str
     facts: Facts
-    budget: int
+    setting: Setting
     cells: dict[str, Cell]
     task: Task
     donors: DonorTable | None
@@ -100,12 +101,10 @@ def _settings(run: Run, donor_free: Container[str]) -> list[tuple]:
     lines = summary.summarise(run.work.results, run.work.curves, **judged)
     found = []
     for setting in dict.fromkeys(line.setting for line in lines):
-        rows = [row for row in run.work.results if (row["train_size"], row["width"]) == setting]
+        rows = [row for row in run.work.results if Setting.of(row) == setting]
         own = [line for line in lines if line.setting == setting]
-        budget = int(run.work.config.get("train", {}).get("steps") or max(row["steps"] for row in rows))
-        facts = setting_names.facts(run.work.config, setting, budget)
-        cells = _cells(rows, own, judged)
-        found.append((run, facts, budget, cells, _task(rows), by_donor.spread_table(rows, own)))
+        facts, cells = setting_names.facts(run.work.config, setting), _cells(rows, own, judged)
+        found.append((run, facts, setting, cells, _task(rows), by_donor.spread_table(rows, own)))
     return found
 
 

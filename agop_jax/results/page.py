@@ -17,10 +17,10 @@ from agop_jax.results.data_words import data_words, evaluation_words
 from agop_jax.results.moderation import ROWS
 from agop_jax.results.pictures import Picture
 from agop_jax.results.summary import Summary
-from agop_jax.results.tables import Work
+from agop_jax.results.tables import Setting, Work
 from agop_jax.results.verdicts import POINT
 
-Key = tuple[str, int, float]  # init, train_size, width
+Key = tuple[str, Setting]  # init, setting
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _donor_accuracies(work: Work) -> dict[int, float]:
 
 
 def _key(row: Row) -> Key:
-    return row["init"], row["train_size"], row["width"]
+    return row["init"], Setting.of(row)
 
 
 def _pivot(rows: Sequence[Row], column: str, value: str) -> Pivot:

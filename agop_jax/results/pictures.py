@@ -11,7 +11,7 @@ import numpy as np
 from agop_jax.core.files import Row, read_json, read_text
 from agop_jax.results import feature_figures, figures, summary
 from agop_jax.results.summary import BASELINE, Summary
-from agop_jax.results.tables import Work
+from agop_jax.results.tables import Setting, Work
 
 ANSATZ_COMPARISONS = ("trained", "untrained", "centred")  # of `ansatz.csv`, those that are shown
 
@@ -28,22 +28,33 @@ class Picture:
 
 
 def of_setting(work: Work, lines: list[Summary]) -> list[Picture]:
-    """What happened on one number of images at one width: accuracy in the end, then the course of training."""
-    suffix = f"n{lines[0].train_size}_w{lines[0].width:g}"
+    """What happened in one setting: accuracy in the end, then the course of training."""
+    suffix = lines[0].setting.stem(work.budget)
     return [_accuracy(work, lines, suffix), *_progress(work, lines, suffix)]
 
 
+AXES = {"train_size": "number of training images", "width": "width", "budget": "number of training steps"}
+
+
 def trends(work: Work, lines: Sequence[Summary]) -> list[Picture]:
-    """Accuracy against training-set size at each width and against width at each size, where there are several."""
-    axes = {"train_size": ("width", "number of training images"), "width": ("train_size", "width")}
+    """Accuracy against each part of a setting that takes several values, the other parts being fixed."""
     found = []
-    for name, (other, label) in axes.items():
-        for fixed in sorted({getattr(line, other) for line in lines}):
-            chosen = [line for line in lines if getattr(line, other) == fixed]
-            place = f"at width {fixed:g}" if other == "width" else f"with {fixed} images"
+    for name, label in AXES.items():
+        groups: dict[str, list[Summary]] = {}
+        for line in sorted(lines, key=lambda line: line.setting):
+            groups.setdefault(_fixed(line, name, lines), []).append(line)
+        for place, chosen in groups.items():
             if len({getattr(line, name) for line in chosen}) > 1:
                 found.append(_trend(work, chosen, name, label, place))
     return found
+
+
+def _fixed(line: Summary, name: str, lines: Sequence[Summary]) -> str:
+    """Where a line stands on the other axes; of budgets only where there are several."""
+    parts = {"train_size": f"with {line.train_size} images", "width": f"at width {line.width:g}"}
+    if len({other.budget for other in lines}) > 1:
+        parts["budget"] = f"after {line.budget} steps"
+    return " ".join(words for axis, words in parts.items() if axis != name)
 
 
 def donor(work: Work) -> list[Picture]:
@@ -161,7 +172,7 @@ def _seeds(lines: Sequence[Summary]) -> str:
 def _accuracy(work: Work, lines: list[Summary], suffix: str) -> Picture:
     values: dict[str, list[float]] = {}
     for row in work.results:
-        if (row["train_size"], row["width"]) == lines[0].setting:
+        if Setting.of(row) == lines[0].setting:
             values.setdefault(row["init"], []).append(row["test_accuracy"])
     dots = [
         figures.Dots(x.init, values[x.init], x.test_accuracy, x.low, x.high, x.he_verdict, bool(x.trains))
@@ -203,8 +214,8 @@ def _courses(work: Work, lines: Sequence[Summary], value: Callable[[Row], float]
     found = {}
     for line in lines:
         by_step: dict[float, list[float]] = {}
-        for (init, size, width, _), rows in work.curves.items():
-            if (init, size, width) == (line.init, *line.setting):
+        for (init, setting, _), rows in work.curves.items():
+            if (init, setting) == (line.init, line.setting):
                 for row in rows:
                     if math.isfinite(value(row)):
                         by_step.setdefault(row["step"], []).append(value(row))

@@ -9,8 +9,7 @@ from pathlib import Path
 from agop_jax.core.errors import UserError
 from agop_jax.results import tables
 from agop_jax.results.summary import BASELINE, setting_name
-from agop_jax.results.tables import Work
-from agop_jax.results.verdicts import Setting
+from agop_jax.results.tables import Setting, Work
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def _require_results(directory: Path) -> None:
 def _require_baseline(run: Run) -> None:
     inits: dict[Setting, set[str]] = {}
     for row in run.work.results:
-        inits.setdefault((row["train_size"], row["width"]), set()).add(row["init"])
+        inits.setdefault(Setting.of(row), set()).add(row["init"])
     for setting, names in inits.items():
         if BASELINE not in names:
             raise UserError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agop_jax.results.verdicts import Setting
+from agop_jax.results.tables import Setting
 
 Facts = dict[str, str]  # what -> words; '' for what is at its default
 
@@ -22,6 +22,7 @@ UNTOLD = (
     "data.name",
     "data.memory",
     "donor.data",
+    "donor.random_labels",
     "donor.seeds",
     "donor.source",
     "donor.train.steps",
@@ -32,18 +33,17 @@ UNTOLD = (
 )
 
 
-def facts(config: Mapping[str, Any], setting: Setting, budget: int) -> Facts:
+def facts(config: Mapping[str, Any], setting: Setting) -> Facts:
     """The parts of a name, in their order; `other` fields of the config follow by their own names."""
     model, donor, train = (config.get(section, {}) for section in ("model", "donor", "train"))
     data, donor_data = (_data(str(name or "")) for name in (config.get("data", {}).get("name"), donor.get("data")))
-    size, width = setting
     told = {
         "model": _model(model),
         "data": f"{donor_data} \N{RIGHTWARDS ARROW} {data}" if donor_data not in ("", data) else data,
         "donor": _donor(donor),
-        "images": f"n = {size:,}",
-        "width": f"width {width:g}",
-        "budget": f"{budget:,} steps",
+        "images": f"n = {setting.train_size:,}",
+        "width": f"width {setting.width:g}",
+        "budget": f"{setting.budget:,} steps",
         "optimizer": str(train.get("optimizer", "sgd")),
     }
     other = {name: _value(value) for name, value in _flat(config).items() if not _untold(name)}
@@ -89,7 +89,8 @@ def _donor(donor: Mapping[str, Any]) -> str:
     """Where it comes from, or how it was trained."""
     if donor.get("source"):
         return f"donor {donor['source']}"
-    return f"donor {donor.get('train', {}).get('steps', 0):,} steps"
+    labels = " on random labels" if donor.get("random_labels") else ""
+    return f"donor {donor.get('train', {}).get('steps', 0):,} steps{labels}"
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
