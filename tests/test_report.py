@@ -335,7 +335,7 @@ def damage(path, old, new):
     [
         ("results.csv", "2000", "two", ["line 2", "train_size", "'two'"]),
         ("results.csv", "test_accuracy", "accuracy", ["missing: test_accuracy"]),
-        ("results.csv", ",0.25\n", "\n", ["line 2", "cells"]),
+        ("results.csv", ",250\n", "\n", ["line 2", "cells"]),
         ("results.csv", "nfm,1", "nfm,0", ["nfm_n2000_w1_s0", "twice"]),
         ("config.json", "{", "", ["JSON"]),
     ],
@@ -506,8 +506,8 @@ def test_probe_and_cosine_are_in_the_table_and_the_summary(finished, page):
 
 
 def test_results_of_an_older_version_are_read(tmp_path):
-    """Without the columns that came later: one donor, no probe."""
-    old = [name for name in tables.RESULT_COLUMNS if name not in tables.LATER_COLUMNS]
+    """Without the columns that came later: one donor, one budget, no probe."""
+    old = [name for name in tables.RESULT_COLUMNS if name not in {*tables.LATER_COLUMNS, "budget"}]
     rows = [{name: row[name] for name in old} for row in grid(["kaiming_normal", "nfm"])]
     write_minimal(tmp_path, rows)
     write_report(tmp_path, DESCRIPTIONS)
