@@ -61,7 +61,9 @@ def known(name: str) -> str:
 # the other configs differ from these in the data set alone
 EVERY_RUN = ("digits", "cifar10", "cifar_transfer", "original_vgg11_cifar10", "budgets")
 RUNS = [
-    pytest.param(path, id=path.stem, marks=() if path.stem in EVERY_RUN else pytest.mark.slow)
+    pytest.param(
+        path, id="-".join(path.relative_to(FOLDER).parts), marks=() if path.stem in EVERY_RUN else pytest.mark.slow
+    )
     for path in (*CONFIGS, *STUDY)
 ]
 

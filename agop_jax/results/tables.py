@@ -242,6 +242,7 @@ class Work:
 def read_work(path: str | os.PathLike) -> Work:
     """Everything the report needs, or a `UserError` that names the file that is damaged."""
     path = Path(path)
+    read_header(path / "results.csv")  # an unfinished experiment lacks this one, and is told so first
     config = read_json(path / "config.json")
     budget = int(config.get("train", {}).get("steps", 0))
     rows = read_results(path / "results.csv", budget)

@@ -3,9 +3,6 @@
 A leaf of this folder is one setting. `python -m agop_jax.compare` puts their work directories on one page.
 """
 
-# pyright: reportOptionalMemberAccess=false
-# (the fields of a ConfigDict have no types that a checker could know)
-
 import ml_collections
 
 from agop_jax.experiments.config import experiment_config, require_mode, shrink
