@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
             own.add_argument("--seed", type=int, help="of the recipient, as in results.csv (default: the first)")
             own.add_argument("--train_size", type=int, help="training images, 0 for all (default: the config's first)")
             own.add_argument("--width", type=float, help="factor on the channels (default: the config's first)")
+            own.add_argument("--budget", type=int, help="training steps of a trained one (default: the config's first)")
             own.add_argument("--trained", action="store_true", help="after its training: needs config.recipients.keep")
         else:
             own.add_argument("--seed", type=int, help="of the donor (default: the experiment's own)")

@@ -108,7 +108,7 @@ def recipients(path: pathlib.Path, number: int) -> list[dict]:
     """The rows of a sweep."""
     sweep = sweeps(path, number)()
     sweep.run()
-    assert [place.trainers[1.0].traces for place in sweep.places] == [1] * len(sweep.places)  # all took part
+    assert [place.trainers[1.0, 6].traces for place in sweep.places] == [1] * len(sweep.places)  # all took part
     return read_results(path / "results.csv")
 
 
@@ -116,7 +116,7 @@ def stopped_recipients(path: pathlib.Path) -> list[dict]:
     """The rows of a sweep that is stopped in the middle of a run, and made again."""
     make = sweeps(path, 4, save_every=1e9)
     sweep = make()
-    trainer = sweep.places[0].trainers[1.0]
+    trainer = sweep.places[0].trainers[1.0, 6]
     step, calls = trainer.step, itertools.count(1)
 
     def step_and_signal(*args):

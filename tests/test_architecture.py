@@ -12,7 +12,7 @@ import agop_jax
 
 PACKAGE = pathlib.Path(agop_jax.__file__).parent
 HOUSE = """
-    main export
+    main compare export
     experiments
     training initializers rfm analysis results
     data models features
@@ -20,7 +20,7 @@ HOUSE = """
 """
 FLOORS = [line.split() for line in HOUSE.split("\n") if line.strip()]
 FLOOR = {name: number for number, names in enumerate(reversed(FLOORS)) for name in names}
-PACKAGES = sorted(FLOOR.keys() - {"main", "export"})
+PACKAGES = sorted(FLOOR.keys() - {"main", "compare", "export"})
 
 
 def sources() -> list[pathlib.Path]:

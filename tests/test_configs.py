@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 
 from agop_jax.experiments import experiment
+from agop_jax.experiments.settings import Config
+from agop_jax.results import setting_names
+from agop_jax.results.tables import Setting
 from agop_jax.training import loop
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(FOLDER.glob("*.py"))
+STUDY = sorted(path for path in (FOLDER / "study").glob("*.py") if path.stem != "base")
 # height, width, channels and classes of the data sets; flowers as the configs resize them
 SHAPES = {
     "mnist": (28, 1, 10),
@@ -54,8 +59,13 @@ def known(name: str) -> str:
 
 
 # the other configs differ from these in the data set alone
-EVERY_RUN = ("digits", "cifar10", "cifar_transfer", "original_vgg11_cifar10")
-RUNS = [pytest.param(path, id=path.stem, marks=() if path.stem in EVERY_RUN else pytest.mark.slow) for path in CONFIGS]
+EVERY_RUN = ("digits", "cifar10", "cifar_transfer", "original_vgg11_cifar10", "budgets")
+RUNS = [
+    pytest.param(
+        path, id="-".join(path.relative_to(FOLDER).parts), marks=() if path.stem in EVERY_RUN else pytest.mark.slow
+    )
+    for path in (*CONFIGS, *STUDY)
+]
 
 
 @pytest.mark.parametrize("path", RUNS)
@@ -83,12 +93,27 @@ def test_quick_run(path, stand_in, tmp_path, monkeypatch):
 
 def test_modes_and_questions():
     """What the page shows on top is what the file asks; the plain mode differs from 'quick'."""
-    for path in CONFIGS:
+    for path in (*CONFIGS, *STUDY):
         config = read(path, "")
         assert config.question
         assert config.question.endswith("?")
         assert config.to_json() != read(path, "quick").to_json()
-        assert f"--config=configs/{path.name}" in path.read_text()
+        assert f"--config={path.relative_to(FOLDER.parent)}" in path.read_text()
+
+
+def test_every_setting_of_the_study_is_a_config():
+    """With the baselines that `compare` needs, and names that tell its settings apart."""
+    configs = [Config.of(read(path, "")) for path in STUDY]
+    assert len(configs) >= 6
+    facts = []
+    for path, config in zip(STUDY, configs, strict=True):
+        assert {"kaiming_normal", "lsuv", "copy"} <= {*config.recipients.inits}
+        assert config.recipients.seeds >= 5
+        assert len(config.donor_seeds) == (1 if path.stem == "rainbow_mixing" else 3)
+        settings = [Setting(size, 1.0, steps) for size in config.recipients.train_sizes for steps in config.budgets]
+        facts += [setting_names.facts(config.to_dict(), setting) for setting in settings]
+    distinct = {tuple(own.items()) for own in facts}
+    assert len(distinct) >= len(facts) - 2  # a few inits of one setting have leaves of their own
 
 
 def test_the_original_protocol_is_the_stated_one():

@@ -1,5 +1,6 @@
 """Random numbers: every role has its own, recipients of one seed share theirs."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from agop_jax.core import trees
+from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline, batch_indices, load, pipeline
 from agop_jax.experiments import donors, experiment, recipients, settings
 from agop_jax.experiments.config import experiment_config
@@ -49,7 +51,7 @@ def comparison(tmp_path_factory):
 def starts(comparison, seed: int) -> dict[str, Initialization]:
     """By init."""
     shared, trainer = comparison
-    cells = sweep_cells(shared.config.recipients, 500)
+    cells = sweep_cells(shared.config, 500)
     return {cell.init: recipients.start(shared, cell, seed, trainer) for cell in cells}
 
 
@@ -73,7 +75,7 @@ def test_inits_of_one_seed_are_paired(comparison):
     assert all(np.array_equal(head[0], other) for other in head)
     other = trees.flatten(second["nfm"].variables["params"])["Dense_0/kernel"]
     assert not np.array_equal(head[0], other)
-    cells = sweep_cells(shared.config.recipients, 500)
+    cells = sweep_cells(shared.config, 500)
     images = [shared.images(cell, 3) for cell in cells]
     assert all(np.array_equal(images[0], other) for other in images)
 
@@ -83,7 +85,7 @@ def test_the_program_draws_from_its_roles_only(comparison, monkeypatch):
     shared, _ = comparison
     seeds = []
     monkeypatch.setattr(recipients, "subset", lambda split, size, seed: seeds.append(seed) or np.arange(size))
-    cell = sweep_cells(shared.config.recipients, 64)[0]
+    cell = sweep_cells(shared.config, 64)[0]
     shared.images(cell, 0)
     assert seeds == [stream(Role.RECIPIENT_IMAGES, 0)]
     read = experiment.load
@@ -100,3 +102,25 @@ def test_the_donor_and_recipient_zero_see_their_images_in_other_orders():
     assert not np.array_equal(*(pipeline.subset(labels, None, seed) for seed in order))
     batches = [stream(role, 0) for role in (Role.DONOR_TRAINING, Role.RECIPIENT_TRAINING)]
     assert not np.array_equal(*(batch_indices(np.arange(500), 64, 0, seed) for seed in batches))
+
+
+def test_random_labels_are_the_training_labels_in_an_order_of_their_seed():
+    """Images, validation and test stay; no donor's order is that of another."""
+    dataset = load("digits", validation=0.2)
+    plain = settings.Config()
+    assert donors.donor_labels(plain, dataset) is dataset
+    control = dataclasses.replace(plain, donor=dataclasses.replace(plain.donor, random_labels=True))
+    first, second, again = (donors.donor_labels(dataclasses.replace(control, seed=seed), dataset) for seed in (0, 1, 0))
+    labels = dataset.train.labels
+    for shuffled in (first, second):
+        np.testing.assert_array_equal(np.bincount(shuffled.train.labels), np.bincount(labels))
+        assert np.mean(shuffled.train.labels == labels) < 0.15  # chance is 0.1
+        assert shuffled.train.images is dataset.train.images
+        assert (shuffled.validation, shuffled.test) == (dataset.validation, dataset.test)
+    assert not np.array_equal(first.train.labels, second.train.labels)
+    np.testing.assert_array_equal(first.train.labels, again.train.labels)
+
+
+def test_only_a_donor_trained_here_has_random_labels():
+    with pytest.raises(UserError, match=r"donor\.random_labels"):
+        settings.DonorConfig(source="npz:donor.npz", random_labels=True)

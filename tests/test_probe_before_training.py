@@ -155,7 +155,7 @@ def test_further_donors_add_recipients_and_change_none(make_sweep):
         (3, 4001),
     ]
     for donor, seed in ((0, 0), (3, 4000)):  # each is of its own donor
-        start = recipients.start(two.comparisons[donor], two.cells[1], seed, two.places[0].trainers[1.0])
+        start = recipients.start(two.comparisons[donor], two.cells[1], seed, two.places[0].trainer(two.cells[1]))
         kernel = start.variables["params"]["Conv_1"]["kernel"]
         same = [np.array_equal(kernel, two.comparisons[d].donors["trained"].features["Conv_1"].kernel) for d in (0, 3)]
         assert same == [donor == 0, donor == 3]

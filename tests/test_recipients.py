@@ -1,5 +1,7 @@
 """The comparison runner: pairing, the choice of learning rates, compilations."""
 
+import csv
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from agop_jax import data, models
-from agop_jax.core import trees
+from agop_jax.core import files, trees
 from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline
 from agop_jax.experiments import donors, recipients
@@ -17,6 +19,8 @@ from agop_jax.experiments.settings import Config
 from agop_jax.experiments.sweep import Sweep
 from agop_jax.experiments.sweep_tables import Cell
 from agop_jax.initializers import model
+from agop_jax.results import tables
+from agop_jax.results.tables import Setting
 from agop_jax.training.loop import Settings, Trainer
 
 TWELVE = (
@@ -46,24 +50,25 @@ def make_sweep(tmp_path_factory):
     untrained = donors.untrained_donor(Config.of(config), dataset)
     donor = donors.donor_network(Config.of(config), dataset, untrained, tmp_path_factory.mktemp("donor") / "features")
 
-    def make(**fields) -> Sweep:
+    def make(steps=4, path=None, **fields) -> Sweep:
         changed = config.copy_and_resolve_references()
+        changed.train.steps = steps
         changed.recipients.update(fields)
-        path = tmp_path_factory.mktemp("sweep")
+        path = path or tmp_path_factory.mktemp("sweep")
         return Sweep(path, Config.of(changed), dataset, {0: {"trained": donor, "untrained": donor}})
 
     return make
 
 
 def start(sweep: Sweep, cell: Cell, seed: int):
-    return recipients.start(sweep.comparison, cell, seed, sweep.places[0].trainers[cell.width])
+    return recipients.start(sweep.comparison, cell, seed, sweep.places[0].trainer(cell))
 
 
 def test_twelve_inits_times_five_seeds_compile_the_training_step_once(make_sweep):
     sweep = make_sweep(inits=TWELVE, seeds=5)
     sweep.run()
     assert len(sweep.tables.results) == 60
-    assert sweep.places[0].trainers[1.0].traces == 1  # compiled ahead of time, once for each trace
+    assert sweep.places[0].trainers[1.0, 4].traces == 1  # compiled ahead of time, once for each trace
 
 
 def test_recipients_of_one_seed_differ_in_the_selected_layers_only(make_sweep):
@@ -99,7 +104,7 @@ def test_draws_that_look_at_examples_are_kept_until_their_recipient_is_done(make
 
 def test_learning_rate_is_the_best_on_validation_and_the_test_set_is_read_after(make_sweep, monkeypatch):
     sweep = make_sweep(inits=("kaiming_normal",), seeds=3, tuning_seeds=2, learning_rates=(0.001, 0.05, 1e9))
-    trainer, read = sweep.places[0].trainers[1.0], []
+    trainer, read = sweep.places[0].trainers[1.0, 4], []
     evaluate = trainer.evaluate
     monkeypatch.setattr(
         trainer,
@@ -141,8 +146,8 @@ def test_recipient_that_starts_from_nan_is_a_row_that_says_so(make_sweep, monkey
 def test_sizes_and_widths(make_sweep):
     sweep = make_sweep(inits=("kaiming_normal",), seeds=1, train_sizes=(0, 100), widths=(1.0, 2.0))
     everything = len(sweep.comparison.dataset.train.labels)
-    wanted = [(size, width) for size in (everything, 100) for width in (1.0, 2.0)]
-    assert sweep.cells == [Cell("kaiming_normal", *pair) for pair in wanted]
+    settings = [Setting(size, width, 4) for size in (everything, 100) for width in (1.0, 2.0)]
+    assert sweep.cells == [Cell("kaiming_normal", setting) for setting in settings]
     sweep.run()
     kernels = [start(sweep, cell, 0).variables["params"]["Conv_1"]["kernel"].shape for cell in sweep.cells]
     assert kernels == [(3, 3, 4, 6), (3, 3, 8, 12)] * 2
@@ -207,3 +212,58 @@ def test_a_network_without_convolutions_has_no_first_filters():
         )
         is None
     )
+
+
+TIMES = ("seconds", "images_per_second", "draw_seconds")  # of no two runs the same
+
+
+def measured(rows):
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def two_budgets(make_sweep):
+    """Two inits, rates and seeds with 3 and 6 steps in one sweep."""
+    sweep = make_sweep(inits=("kaiming_normal", "coupled_nfm"), seeds=2, learning_rates=(0.01, 0.5), budgets=(3, 6))
+    sweep.run()
+    return sweep
+
+
+@pytest.mark.parametrize("steps", [3, 6])
+def test_two_budgets_are_two_runs(make_sweep, two_budgets, steps):
+    """Each with its own schedule and choice of rate: the same rows, bit for bit."""
+    inits = ("kaiming_normal", "coupled_nfm")
+    alone = make_sweep(steps=steps, inits=inits, seeds=2, learning_rates=(0.01, 0.5))
+    alone.run()
+    for name in ("results", "rates"):
+        together = [row for row in getattr(two_budgets.tables, name) if row["budget"] == steps]
+        assert measured(together) == measured(getattr(alone.tables, name))
+    assert {row["steps"] for row in alone.tables.results} == {steps}
+    assert two_budgets.tables.fits == alone.tables.fits  # of the start, which is the same
+    assert not list((two_budgets.comparison.workdir / "draws").iterdir())
+
+
+def without(path, column):
+    """A table as versions before this column wrote it."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    files.write_rows(path, [{name: value for name, value in row.items() if name != column} for row in rows])
+
+
+def test_an_older_directory_gets_another_budget(make_sweep, two_budgets):
+    """What is there stays; the page reads the older tables as well."""
+    options = {"inits": ("kaiming_normal", "coupled_nfm"), "seeds": 2, "learning_rates": (0.01, 0.5)}
+    first = make_sweep(steps=3, **options)
+    first.run()
+    path = first.comparison.workdir
+    for name in ("results.csv", "learning_rates.csv"):
+        without(path / name, "budget")
+    assert {row["budget"] for row in tables.read_results(path / "results.csv")} == {3}
+    curves = sorted((path / "metrics").iterdir())
+    before = [curve.read_bytes() for curve in curves]
+    again = make_sweep(steps=3, path=path, budgets=(3, 6), **options)
+    assert {cell.setting.budget for cell in again.cells if again._missing_seeds(0, cell)} == {6}
+    again.run()
+    assert measured(again.tables.results) == measured(two_budgets.tables.results)
+    assert [curve.read_bytes() for curve in curves] == before
+    assert len(list((path / "metrics").iterdir())) == 2 * len(curves)

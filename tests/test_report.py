@@ -14,6 +14,7 @@ from scipy import stats
 
 from agop_jax.core import files
 from agop_jax.core.errors import UserError
+from agop_jax.experiments import leftovers
 from agop_jax.results import feature_figures, figures, pictures, tables
 from agop_jax.results.page import write_report
 
@@ -57,7 +58,7 @@ def recipient(init, seed, train_size=2000, width=1.0):
     reached = CHANCE if diverged else accuracy(init, seed, train_size, width)
     row = dict.fromkeys(tables.RESULT_COLUMNS, reached)
     losses = dict.fromkeys(("test_loss", "validation_loss", "train_loss"), math.nan if diverged else 1.5)
-    counts = {"steps": 250, "seconds": 3.2, "images_per_second": 5000.0, "diverged": int(diverged)}
+    counts = {"steps": 250, "budget": 250, "seconds": 3.2, "images_per_second": 5000.0, "diverged": int(diverged)}
     counts |= {"donor": 0, "probe_accuracy": 0.3, "nearest_cosine": 1.0 if init == "copy" else 0.4}
     counts["draw_seconds"] = 0.25
     place = {"init": init, "seed": seed, "train_size": train_size, "width": width, "learning_rate": 0.1}
@@ -89,6 +90,7 @@ def write_minimal(path, rows, variance="moderated"):
     files.write_rows(path / "results.csv", rows)
     question = "Does <b>any</b> start from a donor's feature matrices help?"
     config = {"question": question, "seed": 0, "model": {"name": "small_cnn", "features": [32, 64, 128, 128]}}
+    config["train"] = {"steps": 250}
     config["statistics"] = {"variance": variance, "margin": 1.0}
     environment = {"agop_jax": "0.1.0", "jax": "0.10.2", "device": "2 x <cpu>", "date": "2025-01-01 12:00:00 +0000"}
     files.atomic_write_text(path / "config.json", json.dumps(config))
@@ -98,7 +100,7 @@ def write_minimal(path, rows, variance="moderated"):
 def write_optional(path, rows):
     rng = np.random.default_rng(0)
     for row in rows:
-        name = tables.recipient_name(row["init"], row["train_size"], row["width"], row["seed"])
+        name = tables.recipient_name(row["init"], tables.Setting.of(row), row["seed"], 250)
         files.atomic_write_text(path / "metrics" / f"{name}.jsonl", curve(row))
         if row["seed"] == 0:
             (path / "filters").mkdir(exist_ok=True)
@@ -311,6 +313,26 @@ def test_the_last_lines_say_what_was_found_and_where_it_lies(finished):
     assert look == f"Look at: {path}/report.html (the page), {path}/summary.csv, {path}/results.csv"
 
 
+def test_several_budgets(tmp_path):
+    """A block each in the table, a figure over them; the budget of `config.train.steps` goes unsaid in names."""
+    rows = [row | {"budget": steps} for steps in (250, 1000) for row in grid(["kaiming_normal", "copy"])]
+    for row in rows[6:]:
+        row["test_accuracy"] += 0.1
+    write_minimal(tmp_path, rows)
+    table = write_report(tmp_path, DESCRIPTIONS)
+    assert [line for line in table.splitlines() if "images" in line] == [
+        "2,000 images, width 1, 250 steps",
+        "2,000 images, width 1, 1,000 steps",
+    ]
+    names = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "figures").iterdir()}
+    assert {f"figures/accuracy_n2000_w1{steps}.svg" for steps in ("", "_t1000")} <= names
+    assert "figures/accuracy_by_budget_with_2000_images_at_width_1.svg" in names
+    assert names <= {*leftovers.outputs(tmp_path)}
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        budgets = {(row["init"], row["budget"]): float(row["test_accuracy"]) for row in csv.DictReader(file)}
+    assert budgets["copy", "1000"] - budgets["copy", "250"] == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize("inits", [["kaiming_normal", "copy"], ["copy"]])
 def test_one_seed_supports_no_conclusion(tmp_path, inits):
     write_minimal(tmp_path, grid(inits, seeds=1))
@@ -328,7 +350,7 @@ def damage(path, old, new):
     [
         ("results.csv", "2000", "two", ["line 2", "train_size", "'two'"]),
         ("results.csv", "test_accuracy", "accuracy", ["missing: test_accuracy"]),
-        ("results.csv", ",0.25\n", "\n", ["line 2", "cells"]),
+        ("results.csv", ",250\n", "\n", ["line 2", "cells"]),
         ("results.csv", "nfm,1", "nfm,0", ["nfm_n2000_w1_s0", "twice"]),
         ("config.json", "{", "", ["JSON"]),
     ],
@@ -381,7 +403,9 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_recipient_name():
-    assert tables.recipient_name("matched_spectrum:he_agop", 500, 2.0, 3) == "matched_spectrum-he_agop_n500_w2_s3"
+    name = lambda own: tables.recipient_name("matched_spectrum:he_agop", tables.Setting(500, 2.0, 250), 3, own)
+    assert name(250) == "matched_spectrum-he_agop_n500_w2_s3"  # as versions that knew one budget called it
+    assert name(1000) == "matched_spectrum-he_agop_n500_w2_t250_s3"
 
 
 def test_patches_are_scaled_about_grey():
@@ -435,7 +459,7 @@ def short_run(path, accuracies, steps=2, starts=None):
     ]
     write_minimal(path, rows)
     for row in rows:
-        name = tables.recipient_name(row["init"], row["train_size"], row["width"], row["seed"])
+        name = tables.recipient_name(row["init"], tables.Setting.of(row), row["seed"], 250)
         start = (starts or {}).get(row["init"], CHANCE)
         points = [(0, start), (steps, row["test_accuracy"])]
         losses = {"train_loss": 2.3, "train_accuracy": 0.1, "validation_loss": 2.3}
@@ -498,8 +522,8 @@ def test_probe_and_cosine_are_in_the_table_and_the_summary(finished, page):
 
 
 def test_results_of_an_older_version_are_read(tmp_path):
-    """Without the columns that came later: one donor, no probe."""
-    old = [name for name in tables.RESULT_COLUMNS if name not in tables.LATER_COLUMNS]
+    """Without the columns that came later: one donor, one budget, no probe."""
+    old = [name for name in tables.RESULT_COLUMNS if name not in {*tables.LATER_COLUMNS, "budget"}]
     rows = [{name: row[name] for name in old} for row in grid(["kaiming_normal", "nfm"])]
     write_minimal(tmp_path, rows)
     write_report(tmp_path, DESCRIPTIONS)

@@ -295,6 +295,34 @@ def test_one_walk_draws_what_evaluating_everything_anew_draws(method, model, ima
     close(drawn.variables, slow)
 
 
+@pytest.mark.parametrize("name", ["rainbow", "coupled_nfm"])
+def test_mixing_is_shared_or_independent(name, images):
+    """In a stream one option is the default and the other differs; in a chain they are the same. Bit for bit."""
+    shared, independent = (get_method(f"{name}@{option}").shared for option in ("shared", "independent"))
+    assert (shared, independent) == (True, False)
+    default = "independent" if name == "rainbow" else "shared"
+    assert get_method(name).shared == (default == "shared")
+    chain, residual = (
+        [draw(f"{name}@{option}", model, images, a_donor(model, images)) for option in ("shared", "independent")]
+        for model in (Small(), Residual())
+    )
+    jax.tree.map(np.testing.assert_array_equal, chain[0].variables, chain[1].variables)
+    one, other = (drawn.variables["params"] for drawn in residual)
+    np.testing.assert_array_equal(one["first"]["kernel"], other["first"]["kernel"])  # nothing is in the stream yet
+    assert not np.allclose(one["out_0"]["kernel"], other["out_0"]["kernel"])
+
+
+@pytest.mark.parametrize("method", ["he_nfm@shared", "selected@shared=2"])
+def test_mixing_is_an_option_of_coupled_methods(method):
+    with pytest.raises(agop_jax.UserError, match=f"init '{method}'"):
+        get_method(method)
+
+
+@pytest.mark.parametrize("method", ["rainbow@shared", "coupled_nfm@independent"])
+def test_one_walk_draws_either_mixing(method, images):
+    test_one_walk_draws_what_evaluating_everything_anew_draws(method, Residual(), images)
+
+
 def test_one_walk_scales_what_evaluating_everything_anew_scales(images):
     model = Small(norm=True)
     donor, _ = a_donor(model, images)

@@ -9,6 +9,7 @@ from scipy import stats
 from agop_jax.core.errors import UserError
 from agop_jax.results.intervals import mean_interval, steps_to_reach
 from agop_jax.results.statistics import compare, recovered_fraction
+from agop_jax.results.tables import Setting
 from agop_jax.results.verdicts import paired_difference
 
 HE, ISOTROPIC, SPECTRUM = "kaiming_normal", "matched_isotropic", "matched_spectrum"
@@ -42,7 +43,7 @@ def simulated(rng, gains, seeds, sd=0.01, images=None):
 def difference(values, against=0.0, **options):
     """Of seeds 0, 1, ..., from a constant."""
     a, b = dict(enumerate(values)), dict.fromkeys(range(len(values)), against)
-    return paired_difference(a, b, init="a", against="b", setting=(500, 1.0), **options)
+    return paired_difference(a, b, init="a", against="b", setting=Setting(500, 1.0), **options)
 
 
 def assert_verdict_agrees(found, confidence=0.95):
@@ -95,18 +96,18 @@ def test_mean_of_one_has_no_interval_and_of_none_is_refused():
 
 def test_paired_difference_by_hand_corrected_for_ten():
     a, b = {0: 0.51, 1: 0.62, 2: 0.73, 3: 0.84, 4: 0.95, 9: 0.1}, {0: 0.5, 1: 0.6, 2: 0.7, 3: 0.8, 4: 0.9, 8: 0.0}
-    found = paired_difference(a, b, init="a", against="b", setting=(500, 2.0), comparisons=10)
+    found = paired_difference(a, b, init="a", against="b", setting=Setting(500, 2.0), comparisons=10)
     half = 5.597568 * math.sqrt(0.00025 / 5)
     np.testing.assert_allclose([found.mean, found.low, found.high], [0.03, 0.03 - half, 0.03 + half], atol=1e-7)
     assert found.p_value == pytest.approx(10 * stats.ttest_1samp([1, 2, 3, 4, 5], 0).pvalue)
     assert (found.init, found.against, found.train_size, found.width, found.n) == ("a", "b", 500, 2.0, 5)
     assert found.verdict == "no difference seen"  # alone it would have been 'better'
-    assert paired_difference(a, b, init="a", against="b", setting=(500, 2.0)).verdict == "better"
+    assert paired_difference(a, b, init="a", against="b", setting=Setting(500, 2.0)).verdict == "better"
 
 
 def test_no_seed_in_common_is_refused():
     with pytest.raises(UserError, match="no seed in common"):
-        paired_difference({0: 1.0}, {1: 1.0}, init="a", against="b", setting=(500, 1.0))
+        paired_difference({0: 1.0}, {1: 1.0}, init="a", against="b", setting=Setting(500, 1.0))
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
@@ -183,7 +184,7 @@ def test_rounding_is_not_spread():
     a = dict(enumerate(np.float32([0.9, 0.8, 0.7]).tolist()))
     b = dict(enumerate(np.float32([0.8, 0.7, 0.6]).tolist()))
     assert len({a[seed] - b[seed] for seed in a}) > 1
-    assert paired_difference(a, b, init="a", against="b", setting=(500, 1.0)).verdict == "too few seeds"
+    assert paired_difference(a, b, init="a", against="b", setting=Setting(500, 1.0)).verdict == "too few seeds"
 
 
 def of_sd(sd, n=10):

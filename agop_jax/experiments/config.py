@@ -78,3 +78,4 @@ def shrink(config: ml_collections.ConfigDict, inits: tuple[str, ...]) -> None:
     config.ansatz.draws, config.ansatz.resamples = 10, 10
     config.recipients.inits, config.recipients.seeds, config.recipients.tuning_seeds = inits, 2, 1
     config.recipients.learning_rates = config.recipients.learning_rates[:1]
+    config.recipients.budgets = (10, 20)[: len(config.recipients.budgets)]

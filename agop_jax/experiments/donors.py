@@ -22,7 +22,7 @@ from agop_jax.core.compilation import GIB, free_bytes
 from agop_jax.core.errors import UserError
 from agop_jax.core.progress import bar
 from agop_jax.core.types import Array, Variables
-from agop_jax.data import AnySplit, Dataset, Pipeline, subset
+from agop_jax.data import AnySplit, Dataset, Pipeline, Split, subset
 from agop_jax.experiments import machines
 from agop_jax.experiments.keys import Role, key, stream
 from agop_jax.experiments.settings import Config
@@ -62,6 +62,21 @@ def pipeline_for(config: Config, dataset: Dataset, resize: int = 0) -> Pipeline:
     """From stored images to what a network sees, by `config.data`; `resize` comes before that of the config."""
     data = config.data
     return Pipeline.of(dataset, rgb=data.rgb, pad=data.pad, flip=data.flip, resize=resize or data.resize)
+
+
+def donor_labels(config: Config, dataset: Dataset) -> Dataset:
+    """The donor's data; with `config.donor.random_labels` its training labels are in random order.
+
+    Zhang et al. 2017 (*Understanding deep learning requires rethinking generalization*). Validation and test keep their
+    labels, on which such a donor is at chance.
+    """
+    if not config.donor.random_labels:
+        return dataset
+    order = np.random.default_rng(stream(Role.DONOR_LABELS, config.seed)).permutation(len(dataset.train.labels))
+    labels = dataset.train.labels[order]
+    train = dataset.train
+    train = train._replace(labels=labels) if isinstance(train, Split) else dataclasses.replace(train, labels=labels)
+    return dataclasses.replace(dataset, train=train)
 
 
 def load_donor(config: Config, dataset: Dataset, path: Path, environment: str = "") -> Pretrained:

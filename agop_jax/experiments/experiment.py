@@ -17,6 +17,7 @@ from agop_jax.experiments import checks, gallery, machines, workdir
 from agop_jax.experiments.checks import Outline
 from agop_jax.experiments.donors import (
     DonorNetwork,
+    donor_labels,
     donor_network,
     donor_pipeline,
     feature_images,
@@ -65,20 +66,21 @@ def run_config(config: Config, path: Path) -> str:
     gallery.check_picture(config, donor_data)
     with workdir.locked(path), stoppable():
         environment = workdir.claim(path, config.to_dict(), describe(recipient_data, donor_data))
+        of_seed = {seed: dataclasses.replace(config, seed=seed) for seed in config.donor_seeds}
         donors = {
             seed: make_donors(
-                dataclasses.replace(config, seed=seed),
-                donor_data,
+                own,
+                donor_labels(own, donor_data),
                 recipient_data,
                 workdir.donor_directory(path, seed, config.seed),
                 environment,
             )
-            for seed in config.donor_seeds
+            for seed, own in of_seed.items()
         }
         first = config.donor_seeds[0]
         if donors[first]:
-            own = dataclasses.replace(config, seed=first)
-            _describe_first(own, donor_data, recipient_data, donors[first]["trained"], path)
+            own_data = donor_labels(of_seed[first], donor_data)
+            _describe_first(of_seed[first], own_data, recipient_data, donors[first]["trained"], path)
         if "recipients" in stages:
             Sweep(path, config, recipient_data, _for_recipients(config, donors), environment).run()
         summary = f"Done in {path}: {', '.join(stages)}"
@@ -118,8 +120,7 @@ def methods(config: Config) -> list[Method]:
 
 def donor_free(config: Config) -> set[str]:
     """The inits on which no donor has any influence, not even on their scale."""
-    pairs = zip(config.recipients.inits, methods(config), strict=True)
-    return {init for init, m in pairs if not (m.needs_donor or m.needs_network or m.matched)}
+    return {init for init in config.recipients.inits if not get_method(init).uses_donor}
 
 
 def load_data(config: Config, name: str) -> Dataset:

@@ -28,6 +28,7 @@ from agop_jax.features.store import load_features, save_features
 from agop_jax.initializers.registry import get_method
 from agop_jax.models.pretrained import Pretrained, load_pretrained, save_pretrained
 from agop_jax.results import tables
+from agop_jax.results.tables import Setting
 from agop_jax.training.loop import Trainer
 
 STATED = ("model", "mean", "std", "versions", "checksum")  # of metadata, what is no fact of a card
@@ -87,6 +88,7 @@ class Work:
         seed: int | None = None,
         train_size: int | None = None,
         width: float | None = None,
+        budget: int | None = None,
         trained: bool = False,
     ) -> None:
         """A recipient as a PyTorch state dict with its card.
@@ -99,6 +101,7 @@ class Work:
           seed: of the recipient, as `results.csv` has it; None for the first.
           train_size: training images, of which methods that look at examples see some; None for the config's first.
           width: factor on the channels; None for the config's first.
+          budget: training steps of a trained one; None for the config's first.
           trained: the recipient at the end of its training, which `config.recipients.keep` has kept.
         """
         require_suffix(target)
@@ -106,22 +109,27 @@ class Work:
         section = self.config.recipients
         seed = recipient_seeds(self.config.donor_seeds[0], self.config.seed, 1)[0] if seed is None else seed
         size = (section.train_sizes[0] if train_size is None else train_size) or self._training_images()
-        cell = Cell(init, size, section.widths[0] if width is None else width)
+        factor = section.widths[0] if width is None else width
+        cell = Cell(init, Setting(size, factor, self.config.budgets[0] if budget is None else budget))
         network, facts = self._kept(cell, seed) if trained else self._start(cell, seed)
         facts = {"kind": "trained recipient" if trained else "recipient before training", **facts}
         save_pretrained(target, network, facts | self._classes(network, self._data))
 
     def _kept(self, cell: Cell, seed: int) -> tuple[Pretrained, dict[str, Any]]:
-        path = recipients.kept_path(self.path, cell, seed)
+        path = self._kept_path(cell, seed)
         if not path.is_file():
-            rows = tables.read_optional_results(self.path / RESULTS)
-            kept = [row for row in rows if recipients.kept_path(self.path, _cell(row), row["seed"]).is_file()]
+            rows = tables.read_optional_results(self.path / RESULTS, budget=self.config.train.steps)
+            kept = [row for row in rows if self._kept_path(Cell.of(row), row["seed"]).is_file()]
             inits = ", ".join(dict.fromkeys(row["init"] for row in kept)) or "none"
             raise UserError(
                 f"no {str(path)!r}: config.recipients.keep=True keeps what is trained from then on. Kept: {inits}"
             )
         network = load_pretrained(self.config.model.name, f"safetensors:{path}")
         return network, {key: value for key, value in read_about(path).items() if key not in STATED}
+
+    def _kept_path(self, cell: Cell, seed: int) -> Path:
+        name = tables.recipient_name(cell.init, cell.setting, seed, self.config.train.steps)
+        return recipients.kept_path(self.path, name)
 
     def _start(self, cell: Cell, seed: int) -> tuple[Pretrained, dict[str, Any]]:
         """Drawn as `Sweep` draws it."""
@@ -133,17 +141,22 @@ class Work:
                 f"init {cell.init!r} needs {str(path / f'{FEATURES}_untrained')!r}: run it in the experiment"
             )
         section = dataclasses.replace(
-            self.config.recipients, inits=(cell.init,), widths=(cell.width,), train_sizes=(cell.train_size,)
+            self.config.recipients,
+            inits=(cell.init,),
+            widths=(cell.setting.width,),
+            train_sizes=(cell.setting.train_size,),
         )
         config = dataclasses.replace(self.config, seed=donor_seed, stages="recipients", recipients=section)
         own = dataclasses.replace(config, seed=self.config.seed)
         dataset = experiment.load_data(own, own.data.name)
         made = experiment.make_donors(config, experiment.donor_dataset(own, dataset), dataset, path, "")
         donors = {name: donor.for_recipients(section.layers, method.needs_network) for name, donor in made.items()}
-        trainer = Trainer(own.model.network(dataset.num_classes, cell.width), pipeline_for(own, dataset), own.train)
+        trainer = Trainer(
+            own.model.network(dataset.num_classes, cell.setting.width), pipeline_for(own, dataset), own.train
+        )
         drawn = recipients.drawn(Comparison(self.path, own, dataset, donors), cell, seed, trainer)
         constants = trainer.pipeline.mean, trainer.pipeline.std
-        facts = {**vars(cell), "seed": seed, "donor": donor_seed}
+        facts = {**cell.columns, "seed": seed, "donor": donor_seed}
         return Pretrained(trainer.model, jax.device_get(drawn.variables), *constants), facts
 
     def _donor_of(self, seed: int) -> int:
@@ -184,7 +197,3 @@ def require_suffix(target: str | Path) -> None:
     """Whether a file is to be written that PyTorch can read."""
     if Path(target).suffix != SUFFIX:
         raise UserError(f"{str(target)!r}: wanted a name that ends in {SUFFIX}")
-
-
-def _cell(row: Mapping[str, Any]) -> Cell:
-    return Cell(row["init"], row["train_size"], row["width"])

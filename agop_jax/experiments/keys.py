@@ -17,6 +17,7 @@ class Role(enum.Enum):
     VALIDATION_SPLIT = "validation split"
     DONOR_START = "donor initialisation"
     DONOR_IMAGES = "order of the donor's images"
+    DONOR_LABELS = "random order of the donor's labels"
     DONOR_TRAINING = "donor's batches, augmentation and dropout"
     DONOR_FILTERS = "donor's filters from recursive feature machines"
     FEATURE_PROBES = "random cotangents of the features"

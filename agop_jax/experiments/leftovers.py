@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-RECIPIENT = r"[\w.@=+-]+_n\d+_w[\d.e+-]+_s\d+"  # as `tables.recipient_name` makes it
-SETTING = r"n\d+_w[\d.e+-]+"  # as `pictures` names it
+SETTING = r"n\d+_w[\d.e+-]+(_t\d+)?"  # as `tables.Setting.stem` makes it
+RECIPIENT = rf"[\w.@=+-]+_{SETTING}_s\d+"  # as `tables.recipient_name` makes it
+PLACE = r"((_with_\d+_images|_at_width_[\d.e+-]+|_after_\d+_steps)+)"  # as `pictures` names it
 FIGURE = (
-    rf"(accuracy|learning_curves|loss_gap)_{SETTING}|accuracy_by_(train_size_at_width_[\d.e+-]+|width_with_\d+_images)|"
+    rf"(accuracy|learning_curves|loss_gap)_{SETTING}|accuracy_by_(train_size|width|budget){PLACE}|"
     "filters|spectra|ansatz|donor(_heat_maps|_eigenvectors|_transforms|_feature_maps)?"
 )
 TABLES = r"(results|learning_rates|fits|spectra|ansatz|summary)\.csv"

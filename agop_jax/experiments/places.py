@@ -1,6 +1,7 @@
 """Places: equal groups of devices, each of which trains one recipient at a time."""
 
 import contextlib
+import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ from agop_jax.core.types import Device
 from agop_jax.data import Dataset
 from agop_jax.experiments.donors import pipeline_for
 from agop_jax.experiments.settings import Config
+from agop_jax.experiments.sweep_tables import Cell
 from agop_jax.training.device_data import DeviceData
 from agop_jax.training.loop import Trainer
 from agop_jax.training.resumable import Stopped
@@ -33,15 +35,19 @@ class Place:
 
     Attributes:
       devices: empty for all devices of all processes.
-      trainers: by width.
+      trainers: by width and budget.
       data: on these devices.
       halt: is set where another place failed; `Halted` is what then ends the work here.
     """
 
     devices: tuple[Device, ...]
-    trainers: dict[float, Trainer]
+    trainers: dict[tuple[float, int], Trainer]
     data: DeviceData
     halt: threading.Event = field(default_factory=threading.Event)
+
+    def trainer(self, cell: Cell) -> Trainer:
+        """Of the recipients of a cell."""
+        return self.trainers[cell.setting.width, cell.setting.budget]
 
     def continues(self) -> None:
         """To be called after each step.
@@ -79,8 +85,13 @@ def _place(config: Config, dataset: Dataset, group: tuple[Device, ...], halt: th
     pipeline = pipeline_for(config, dataset)
     with devices.only(group) if group else contextlib.nullcontext():
         trainers = {
-            width: Trainer(config.model.network(dataset.num_classes, width), pipeline, config.train)
+            (width, steps): Trainer(
+                config.model.network(dataset.num_classes, width),
+                pipeline,
+                dataclasses.replace(config.train, steps=steps),
+            )
             for width in config.recipients.widths
+            for steps in config.budgets
         }
         data = DeviceData.of(dataset, devices.mesh_for(config.train.batch_size))
     return Place(group, trainers, data, halt)

@@ -31,6 +31,7 @@ from agop_jax.initializers.model import Initialization, initialization
 from agop_jax.initializers.passes import Donor
 from agop_jax.initializers.registry import get_method
 from agop_jax.models.pretrained import Pretrained, write_state
+from agop_jax.results import tables
 from agop_jax.training.device_data import on_devices
 from agop_jax.training.loop import Run, Trainer, accuracy_at
 from agop_jax.training.resumable import train_resumable
@@ -58,7 +59,11 @@ class Comparison:
 
     def images(self, cell: Cell, seed: int) -> np.ndarray:
         """Indices of the training images of a recipient."""
-        return subset(self.dataset.train, cell.train_size, stream(Role.RECIPIENT_IMAGES, seed))
+        return subset(self.dataset.train, cell.setting.train_size, stream(Role.RECIPIENT_IMAGES, seed))
+
+    def name(self, cell: Cell, seed: int) -> str:
+        """Of a recipient's files."""
+        return tables.recipient_name(cell.init, cell.setting, seed, self.config.train.steps)
 
 
 @dataclass(frozen=True)
@@ -122,19 +127,19 @@ def _fresh(
 
 
 def forget(comparison: Comparison, cell: Cell, seed: int) -> None:
-    """Removes the draw of a recipient that is done."""
+    """Removes the draw of a recipient, which is the same for every budget."""
     if hosts.is_first():
         _draw_path(comparison, cell, seed).unlink(missing_ok=True)
 
 
-def kept_path(workdir: Path, cell: Cell, seed: int) -> Path:
-    """Where `config.recipients.keep` keeps a trained recipient."""
-    return workdir / RECIPIENTS / f"{cell.name(seed)}{SUFFIX}"
+def kept_path(workdir: Path, name: str) -> Path:
+    """Where `config.recipients.keep` keeps the trained recipient whose files have this name."""
+    return workdir / RECIPIENTS / f"{name}{SUFFIX}"
 
 
 def keep(comparison: Comparison, cell: Cell, trainer: Trainer, row: Mapping[str, Any], trained: Trained) -> None:
     """Writes a trained recipient with its row of `results.csv`, in place of what an interrupted call may have left."""
-    pipeline, path = trainer.pipeline, kept_path(comparison.workdir, cell, row["seed"])
+    pipeline, path = trainer.pipeline, kept_path(comparison.workdir, comparison.name(cell, row["seed"]))
     network = Pretrained(trainer.model, jax.device_get(trained.run.state.variables), pipeline.mean, pipeline.std)
     if hosts.is_first():
         path.unlink(missing_ok=True)
@@ -142,7 +147,7 @@ def keep(comparison: Comparison, cell: Cell, trainer: Trainer, row: Mapping[str,
 
 
 def _draw_path(comparison: Comparison, cell: Cell, seed: int) -> Path:
-    return comparison.workdir / DRAWS / f"{cell.name(seed)}.npz"
+    return comparison.workdir / DRAWS / f"{comparison.name(cell.start, seed)}.npz"
 
 
 def _drawn_features(
@@ -159,7 +164,7 @@ def train(
     comparison: Comparison, cell: Cell, rate: float, seed: int, place: Place, on_start: OnStart, on_step: OnStep
 ) -> Trained:
     """Trains a recipient, or goes on from its last checkpoint; `on_start` sees its variables before training."""
-    trainer = place.trainers[cell.width]
+    trainer = place.trainer(cell)
     variables, explained_variance, draw_seconds = start(comparison, cell, seed, trainer)
     on_start(variables)
     filters, state = first_filters(trainer, comparison.dataset, variables), trainer.start(variables)
@@ -171,7 +176,7 @@ def train(
         comparison.images(cell, seed),
         rate,
         stream(Role.RECIPIENT_TRAINING, seed),
-        comparison.workdir / CHECKPOINTS / f"{cell.name(seed)}_lr{rate:g}",
+        comparison.workdir / CHECKPOINTS / f"{comparison.name(cell, seed)}_lr{rate:g}",
         on_step,
         comparison.config.save_every,
     )
@@ -182,14 +187,14 @@ def result(
     comparison: Comparison, cell: Cell, rate: float, seed: int, trained: Trained, place: Place
 ) -> dict[str, Any]:
     """The row of `results.csv`; reads the test set."""
-    trainer, run, dataset = place.trainers[cell.width], trained.run, comparison.dataset
+    trainer, run, dataset = place.trainer(cell), trained.run, comparison.dataset
     test_loss, test_accuracy = trainer.evaluate(run.state.variables, place.data.test)
     sample = comparison.images(cell, seed)[: len(dataset.validation.labels)]
     train_split = on_devices(dataset.train.take(sample), trainer.mesh)
     train_loss, train_accuracy = trainer.evaluate(run.state.variables, train_split)
     steps, last = int(jax.device_get(run.state.step)), run.history[-1]
     return {
-        **vars(cell),
+        **cell.columns,
         "seed": seed,
         "learning_rate": rate,
         "test_accuracy": test_accuracy,

@@ -83,6 +83,7 @@ class DonorConfig(Section):
     init: str = "kaiming_normal"  # how the donor itself starts
     seeds: tuple[int, ...] = ()  # of several donors, each with recipients of its own; empty: one, of config.seed
     learning_rate: float = 0.1  # peak
+    random_labels: bool = False  # whether it is trained on its labels in random order: a control
     train: Settings = field(default_factory=lambda: Settings(steps=400))
 
     def __post_init__(self) -> None:
@@ -93,6 +94,13 @@ class DonorConfig(Section):
             require(
                 f"donor.{name}", constants, own, "none without config.donor.source: a donor trained here has its own"
             )
+        own = not (self.random_labels and self.source)
+        require(
+            "donor.random_labels",
+            self.random_labels,
+            own,
+            "False with config.donor.source: it is for a donor trained here",
+        )
         method = get_method(self.init)
         alone = not (method.needs_donor or method.needs_examples or method.needs_network)
         require("donor.init", self.init, alone, "an init that needs neither a donor nor images")
@@ -171,6 +179,7 @@ class RecipientConfig(Section):
     seeds: int = 5  # paired runs of each init
     train_sizes: tuple[int, ...] = (0,)  # training images; 0: all
     widths: tuple[float, ...] = (1.0,)  # factors on the number of channels
+    budgets: tuple[int, ...] = ()  # training steps, each with a schedule and rates of its own; empty: train.steps
     learning_rates: tuple[float, ...] = (0.1,)  # peaks to choose from on validation, for each init
     tuning_seeds: int = 1  # seeds of that choice
     devices: int = 0  # that a recipient is trained on; 0: all; with fewer, several are trained at once
@@ -198,6 +207,13 @@ class RecipientConfig(Section):
         require("recipients.widths", widths, all(map(_is_rate, widths)), "factors above 0")
         names = {f"{width:g}" for width in widths}  # by which files are called
         require("recipients.widths", widths, len(names) == len(widths), "factors that differ in their first six digits")
+        budgets = self.budgets
+        require(
+            "recipients.budgets",
+            budgets,
+            len(budgets) == len(set(budgets)) and min(budgets, default=1) > 0,
+            "numbers of training steps, none of them twice",
+        )
         require_numbers("recipients", self, ("devices", "probe"), 0)
         require_numbers("recipients", self, ("num_images",), 1)
 
@@ -252,6 +268,11 @@ class Config(Section):
             raise UserError(
                 f"config.recipients.seeds: wanted {APART} or fewer of each donor, got {self.recipients.seeds}"
             )
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """Training steps of recipients."""
+        return self.recipients.budgets or (self.train.steps,)
 
     @property
     def donor_seeds(self) -> tuple[int, ...]:

@@ -1,4 +1,6 @@
-"""Recipients: inits x training-set sizes x widths x seeds, each with the learning rate that validation chose for it.
+"""Recipients: inits x settings x seeds, each with the learning rate that validation chose for it.
+
+A setting is a training-set size, a width and a budget of training steps.
 
 Seeds are paired: for one seed all inits have the same training images, data order, head and biases. Of several donors
 each has recipients of its own, with seeds and a choice of learning rates of their own. The test set is read once per
@@ -52,14 +54,14 @@ class Sweep:
         self.comparisons = {seed: Comparison(workdir, config, dataset, donor) for seed, donor in donors.items()}
         self.first = next(iter(donors))
         self.comparison = self.comparisons[self.first]
-        self.cells = sweep_cells(config.recipients, len(dataset.train.labels))
-        self.tables = SweepTables(workdir, self.cells, environment, config.seed)
+        self.cells = sweep_cells(config, len(dataset.train.labels))
+        self.tables = SweepTables(workdir, self.cells, environment, config.seed, config.train.steps)
         self.places = make_places(config, dataset)
         # what shapes do not tell, before the first minute is spent
-        todo = [cell for cell in self.cells if self._missing_seeds(self.first, cell)]
-        for cell in progress.bar(todo, "draw recipients", unit="init"):
+        todo = {cell.start: cell for cell in self.cells if self._missing_seeds(self.first, cell)}
+        for cell in progress.bar(todo.values(), "draw recipients", unit="init"):
             seed = self._missing_seeds(self.first, cell)[0]
-            recipients.start(self.comparison, cell, seed, self.places[0].trainers[cell.width])
+            recipients.start(self.comparison, cell, seed, self.places[0].trainer(cell))
 
     def seeds(self, donor: int) -> range:
         """Of a donor's recipients."""
@@ -69,12 +71,11 @@ class Sweep:
     def run(self) -> None:
         """Trains every recipient that `results.csv` lacks; a row is written as soon as it is known."""
         todo = [(donor, cell) for donor in self.comparisons for cell in self.cells if self._missing_seeds(donor, cell)]
-        runs = sum(len(self._untried(*item)) + len(self._missing_seeds(*item)) for item in todo)
-        steps = runs * self.comparison.config.train.steps
-        new = runs - sum(len({seed for _, seed in self._untried(*i)} & {*self._missing_seeds(*i)}) for i in todo)
-        amount = new, new * self.comparison.config.train.steps  # a recipient of the chosen rate is one of the grid
-        self._forecast = Forecast(*amount, self.tables.results, len(self.places))
-        with progress.bar(desc="recipients", total=steps, brief=False) as bar:
+        shown = sum(cell.setting.budget * self._shown_runs(donor, cell) for donor, cell in todo)
+        steps = sum(cell.setting.budget * self._new_runs(donor, cell) for donor, cell in todo)
+        runs = sum(self._new_runs(donor, cell) for donor, cell in todo)
+        self._forecast = Forecast(runs, steps, self.tables.results, len(self.places))
+        with progress.bar(desc="recipients", total=shown, brief=False) as bar:
             for_each(todo, self.places, lambda item, place: self._complete(*item, place, bar))
 
     def _missing_seeds(self, donor: int, cell: Cell) -> list[int]:
@@ -86,9 +87,18 @@ class Sweep:
         grid = tuning.grid(self.comparison.config.recipients, self.seeds(donor))
         return [point for point in grid if point not in done]
 
+    def _shown_runs(self, donor: int, cell: Cell) -> int:
+        """Of the bar, which also counts recipients that are at hand as runs of the grid."""
+        return len(self._untried(donor, cell)) + len(self._missing_seeds(donor, cell))
+
+    def _new_runs(self, donor: int, cell: Cell) -> int:
+        """Those to be trained: with the chosen rate, the run of a seed of the grid is its recipient."""
+        untried, missing = self._untried(donor, cell), self._missing_seeds(donor, cell)
+        return len(untried) + len({*missing} - {seed for _, seed in untried})
+
     def _complete(self, donor: int, cell: Cell, place: Place, bar: progress.tqdm) -> None:
         """The grid of learning rates, then a recipient for each seed of this donor."""
-        comparison, trainer = self.comparisons[donor], place.trainers[cell.width]
+        comparison, trainer = self.comparisons[donor], place.trainer(cell)
         tuned: dict[tuning.Point, Trained] = {}
         before: dict[int, dict[str, float]] = {}
         missing = self._missing_seeds(donor, cell)
@@ -106,16 +116,22 @@ class Sweep:
         rate = self.tables.choose_rate(cell, comparison.config.recipients.learning_rates, self.seeds(donor))
         for seed in missing:
             again = tuned.get((rate, seed))  # the same run, bit for bit
-            bar.update(comparison.config.train.steps if again else 0)
+            bar.update(cell.setting.budget if again else 0)
             trained = again or train(rate, seed)
             self._keep(cell, seed, trained)
             row = recipients.result(comparison, cell, rate, seed, trained, place)
             if comparison.config.recipients.keep:
                 recipients.keep(comparison, cell, trainer, row, trained)
             self.tables.add_result({**row, "donor": donor, **before[seed]})
-            recipients.forget(comparison, cell, seed)
+            self._forget(donor, cell, seed)
         for _, seed in tuning.grid(comparison.config.recipients, self.seeds(donor)):  # some may be no recipient's
-            recipients.forget(comparison, cell, seed)
+            self._forget(donor, cell, seed)
+
+    def _forget(self, donor: int, cell: Cell, seed: int) -> None:
+        """Removes the draw of a recipient, unless it is to be trained with another budget."""
+        others = [other for other in self.cells if other.start == cell.start]
+        if not any(seed in self._missing_seeds(donor, other) for other in others):
+            recipients.forget(self.comparisons[donor], cell, seed)
 
     def _train(
         self,
@@ -127,7 +143,7 @@ class Sweep:
         on_start: recipients.OnStart,
         bar: progress.tqdm,
     ) -> Trained:
-        trainer, shown = place.trainers[cell.width], 0
+        trainer, shown = place.trainer(cell), 0
 
         def on_step(run: Run, step: int) -> None:
             nonlocal shown
@@ -144,11 +160,11 @@ class Sweep:
 
     def _keep(self, cell: Cell, seed: int, trained: Trained) -> None:
         """The recipient's own files, before its row says that it is done."""
-        workdir, name = self.comparison.workdir, cell.name(seed)
+        workdir, name = self.comparison.workdir, self.comparison.name(cell, seed)
         write_curves(workdir, name, trained.run.history)
         self.tables.add_fits(cell, seed, trained.explained_variance)
         if seed == self.seeds(self.first)[0] and trained.filters is not None:
-            trainer = self.places[0].trainers[cell.width]
+            trainer = self.places[0].trainer(cell)
             after = recipients.first_filters(trainer, self.comparison.dataset, trained.run.state.variables)
             buffer = io.BytesIO()
             np.savez(buffer, initial=trained.filters, trained=after)

@@ -37,6 +37,7 @@ EXTENDABLE = (
     "pictures.image",
     "pictures.layers",
     "donor.seeds",
+    "recipients.budgets",
     "recipients.devices",
     "recipients.inits",
     "recipients.keep",
@@ -59,24 +60,24 @@ def further_donors(workdir: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
 
 
-def local_directory(directory: str | Path) -> Path:
-    """A work directory by its absolute path; it need not exist yet.
+def local_directory(directory: str | Path, flag: str = "--workdir") -> Path:
+    """A directory to write to by its absolute path; it need not exist yet. `flag` is what named it.
 
     Raises:
       UserError: a URL, a place where no directory can be, or one that cannot be written.
     """
     if fields.URL.match(str(directory)):
-        raise fields.url_error("--workdir", str(directory))
+        raise fields.url_error(flag, str(directory))
     path = Path(directory).expanduser().absolute()
     try:
         nearest = next(parent for parent in (path, *path.parents) if parent.exists() or parent.is_symlink())
         writable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
     except OSError as error:  # a name that is too long, or a folder that may not be looked into
-        raise UserError(f"--workdir: {str(path)!r} cannot be a directory ({error.strerror}): choose another") from None
+        raise UserError(f"{flag}: {str(path)!r} cannot be a directory ({error.strerror}): choose another") from None
     if not nearest.is_dir():
-        raise UserError(f"--workdir: wanted a directory, but {str(nearest)!r} is a file: choose another workdir")
+        raise UserError(f"{flag}: wanted a directory, but {str(nearest)!r} is a file: choose another")
     if not writable:
-        raise UserError(f"--workdir: {str(nearest)!r} cannot be written by this user: choose another workdir")
+        raise UserError(f"{flag}: {str(nearest)!r} cannot be written by this user: choose another")
     return path
 
 

@@ -21,7 +21,8 @@ In a residual network several layers write into one stream, `h = z_1 + z_2 + ...
 recipient's stream `xi_1^T z_1 + xi_2^T z_2 + ...` would not determine h. Layers that write into one stream therefore
 share one xi and one scale: then the recipient's stream is a multiple of `xi^T h`, and B exists as in a chain.
 `streams.py` finds these layers. With BatchNorm between z and h this holds up to the normalisers of single channels, and
-the fit says how well.
+the fit says how well. With `@independent` every layer has a xi of its own there too, as Rainbow networks have it, and
+with `rainbow@shared` a Rainbow network shares them.
 
 The evidence is that of a regression of the donor's activations: partly a noisy transfer of its weights.
 """

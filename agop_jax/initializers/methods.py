@@ -30,7 +30,9 @@ class Method:
       first: only the first selected layer; the others start from `rest`.
       rest: a formula for those others.
       coupled: carry the donor's basis from layer to layer (see `coupling.py`).
-      fit: of the basis when coupled: 'ridge' or 'procrustes' (Guth et al. 2024, each layer mixed on its own).
+      fit: of the basis when coupled: 'ridge' or 'procrustes' (Guth et al. 2024).
+      shared: when coupled, layers that write into one residual stream share their mixing and their scale; else each has
+        its own, as in a Rainbow network.
       mixed: m, the number of donor filters each new one mixes when coupled; None for all.
       noise: s, when coupled: each new filter is one of the donor's (or `mixed`) plus s times noise; None for mixtures.
       candidates: K, how many times the filters are drawn when coupled, of which the best are kept (`selection.py`).
@@ -48,6 +50,7 @@ class Method:
     rest: Plain = KAIMING_NORMAL
     coupled: bool = False
     fit: str = "ridge"
+    shared: bool = True
     mixed: int | None = None
     noise: float | None = None
     candidates: int = 1
@@ -65,6 +68,11 @@ class Method:
     def needs_network(self) -> bool:
         """Whether it, or what it is the control of, runs the donor."""
         return self.coupled or (self.matched is not None and self.matched.coupled)
+
+    @property
+    def uses_donor(self) -> bool:
+        """Whether a donor has any influence on it, if only on its scale."""
+        return self.needs_donor or self.needs_network or self.matched is not None
 
     @property
     def needs_examples(self) -> bool:
@@ -171,6 +179,7 @@ METHODS: dict[str, Method] = {
         standardised=True,
         coupled=True,
         fit="procrustes",
+        shared=False,
     ),
     "copy": Method("the donor's filters and biases", Copy()),
     "copy_ranked": Method(

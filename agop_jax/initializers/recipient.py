@@ -127,7 +127,7 @@ class Recipient:
         return math.prod(shape) != size(path) or any(changed)
 
     def _coupled(self, path: str, shape: tuple[int, ...]) -> tuple[Array, Array]:
-        """Layers of one residual stream share their mixing; those of a Rainbow network do not."""
+        """Layers of one residual stream share their mixing, unless the method says otherwise."""
         method, layer, stream = self.method, donor_layer(self.features, path), self._stream(path)
         fit = self._fit(path)
         own_key, mixing_key = (jax.random.split(self._key(name))[i] for i, name in enumerate((path, stream)))
@@ -145,8 +145,7 @@ class Recipient:
         return in_shape(mixture)
 
     def _stream(self, path: str) -> str:
-        shared = self.method.coupled and self.method.fit != "procrustes"
-        return self._streams[path] if shared else path
+        return self._streams[path] if self.method.coupled and self.method.shared else path
 
     def _fit(self, path: str) -> coupling.Fit:
         """The donor's input to a layer from the recipient's, with an intercept where something can hold it."""

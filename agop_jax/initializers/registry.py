@@ -41,6 +41,8 @@ OPTIONS: dict[str, Callable[[Method, str], Method]] = {
     "K=": lambda method, value: _coupled(method, candidates=int(value)),
     "by=": lambda method, value: _copied(method, "ranked", by=_one_of(value, RANKS)),
     "even": lambda method, _: _copied(method, "tiled", even=True),
+    "shared": lambda method, _: _coupled(method, shared=True),
+    "independent": lambda method, _: _coupled(method, shared=False),
     "orthogonal": lambda method, _: _coupled(method, orthogonal=True),
     "shuffled": lambda method, _: _coupled(method, shuffled=True),
     "untrained": lambda method, _: _untrained(method),

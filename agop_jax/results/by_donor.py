@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from agop_jax.core.files import Row
 from agop_jax.results.samples import Sample
 from agop_jax.results.summary import BASELINE, Summary
+from agop_jax.results.tables import Setting
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class DonorTable:
 
 def spread_table(results: Sequence[Row], lines: Sequence[Summary]) -> DonorTable | None:
     """The table of one setting; None where there is one donor or no baseline."""
-    rows = [row for row in results if (row["train_size"], row["width"]) == lines[0].setting]
+    rows = [row for row in results if Setting.of(row) == lines[0].setting]
     donors = {row["seed"]: row["donor"] for row in rows}
     values: dict[str, dict[int, float]] = {}
     for row in rows:

@@ -7,6 +7,7 @@ what colour says. With many initialisations curves get small multiples, one pane
 import io
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,12 +211,12 @@ def panel_grid(titles: Sequence[str], height: float, share: bool = True) -> tupl
 
 
 def wrapped(name: str, limit: int = 21) -> str:
-    """A name too long for its panel, broken after a ':' or '_'."""
+    """A name too long for its panel, broken after a ':' or '_', or before an '@'."""
     if len(name) <= limit:
         return name
-    breaks = [i + 1 for i, letter in enumerate(name[:limit]) if letter in ":_"]
+    ends = [match.start() for match in re.finditer("(?<=[:_])|(?=@)", name) if 0 < match.start() <= limit]
     colon = name.find(":") + 1
-    at = colon if 0 < colon <= limit else (breaks or [limit])[-1]
+    at = colon if 0 < colon <= limit else (ends or [limit])[-1]
     return name[:at] + "\n" + wrapped(name[at:], limit)
 
 

@@ -3,27 +3,24 @@
 import json
 import math
 import os
-import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup, escape
 
 from agop_jax.core import files
 from agop_jax.core.files import Row
-from agop_jax.results import by_donor, ending, pictures, summary, tables
+from agop_jax.results import by_donor, ending, html, pictures, summary, tables
 from agop_jax.results.by_donor import DonorTable
 from agop_jax.results.data_words import data_words, evaluation_words
 from agop_jax.results.moderation import ROWS
 from agop_jax.results.pictures import Picture
-from agop_jax.results.summary import BASELINE, Summary
-from agop_jax.results.tables import Work
+from agop_jax.results.summary import Summary
+from agop_jax.results.tables import Setting, Work
 from agop_jax.results.verdicts import POINT
 
-Key = tuple[str, int, float]  # init, train_size, width
+Key = tuple[str, Setting]  # init, setting
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def _page(
     settings = {line.setting: [other for other in lines if other.setting == line.setting] for line in lines}
     rates = _pivot(sorted(work.rates, key=lambda row: row["learning_rate"]), "learning_rate", "validation_accuracy")
     chosen = {(*_key(row), row["learning_rate"]) for row in work.rates if row["chosen"]}
-    return _template().render(
+    return html.template("report.html.j2").render(
         question=str(work.config.get("question") or "Which initialisation is best?"),
         sections=[_section(work, group, margin) for group in settings.values()],
         overall=summary.in_every_setting(lines) if len(settings) > 1 else [],
@@ -132,7 +129,7 @@ def _donor_accuracies(work: Work) -> dict[int, float]:
 
 
 def _key(row: Row) -> Key:
-    return row["init"], row["train_size"], row["width"]
+    return row["init"], Setting.of(row)
 
 
 def _pivot(rows: Sequence[Row], column: str, value: str) -> Pivot:
@@ -164,53 +161,3 @@ def _description(init: str, descriptions: Mapping[str, str]) -> str:
         return descriptions[init]
     control, _, base = init.partition(":")
     return f"{descriptions[control]}; made for {base}" if control in descriptions and base else ""
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("agop_jax.results"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": _percent,
-        "points": _points,
-        "count": _count,
-        "breakable": _breakable,
-        "cosine": _cosine,
-        "seconds": _seconds,
-    }
-    environment.globals |= {
-        "baseline": BASELINE,
-        "setting_name": summary.setting_name,
-    }
-    return environment.get_template("report.html.j2")
-
-
-def _percent(fraction: float, digits: int = 1) -> str:
-    return f"{100 * fraction:.{digits}f}".replace("-", "\N{MINUS SIGN}") if math.isfinite(fraction) else "\N{EN DASH}"
-
-
-def _cosine(value: float) -> str:
-    return f"{value:.2f}" if math.isfinite(value) else "\N{EN DASH}"
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.3g}" if math.isfinite(value) else "\N{EN DASH}"
-
-
-def _points(difference: float) -> str:
-    return summary.points(difference) if math.isfinite(difference) else "\N{EN DASH}"
-
-
-def _breakable(text: str) -> Markup:
-    """Names in it may break after ':' and '_', as a narrow column needs."""
-    return Markup(re.sub("(?<=[:_])", "<wbr>", str(escape(text))))
-
-
-def _count(number: float | int | None) -> str:
-    if number == math.inf:
-        return "never"
-    return "\N{EN DASH}" if number is None or math.isnan(number) else f"{number:,.0f}"

@@ -4,13 +4,14 @@ import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from agop_jax.core.files import Row, read_json, read_text
 from agop_jax.results import feature_figures, figures, summary
 from agop_jax.results.summary import BASELINE, Summary
-from agop_jax.results.tables import Work
+from agop_jax.results.tables import Setting, Work
 
 ANSATZ_COMPARISONS = ("trained", "untrained", "centred")  # of `ansatz.csv`, those that are shown
 
@@ -27,22 +28,33 @@ class Picture:
 
 
 def of_setting(work: Work, lines: list[Summary]) -> list[Picture]:
-    """What happened on one number of images at one width: accuracy in the end, then the course of training."""
-    suffix = f"n{lines[0].train_size}_w{lines[0].width:g}"
+    """What happened in one setting: accuracy in the end, then the course of training."""
+    suffix = lines[0].setting.stem(work.budget)
     return [_accuracy(work, lines, suffix), *_progress(work, lines, suffix)]
 
 
+AXES = {"train_size": "number of training images", "width": "width", "budget": "number of training steps"}
+
+
 def trends(work: Work, lines: Sequence[Summary]) -> list[Picture]:
-    """Accuracy against training-set size at each width and against width at each size, where there are several."""
-    axes = {"train_size": ("width", "number of training images"), "width": ("train_size", "width")}
+    """Accuracy against each part of a setting that takes several values, the other parts being fixed."""
     found = []
-    for name, (other, label) in axes.items():
-        for fixed in sorted({getattr(line, other) for line in lines}):
-            chosen = [line for line in lines if getattr(line, other) == fixed]
-            place = f"at width {fixed:g}" if other == "width" else f"with {fixed} images"
+    for name, label in AXES.items():
+        groups: dict[str, list[Summary]] = {}
+        for line in sorted(lines, key=lambda line: line.setting):
+            groups.setdefault(_fixed(line, name, lines), []).append(line)
+        for place, chosen in groups.items():
             if len({getattr(line, name) for line in chosen}) > 1:
                 found.append(_trend(work, chosen, name, label, place))
     return found
+
+
+def _fixed(line: Summary, name: str, lines: Sequence[Summary]) -> str:
+    """Where a line stands on the other axes; of budgets only where there are several."""
+    parts = {"train_size": f"with {line.train_size} images", "width": f"at width {line.width:g}"}
+    if len({other.budget for other in lines}) > 1:
+        parts["budget"] = f"after {line.budget} steps"
+    return " ".join(words for axis, words in parts.items() if axis != name)
 
 
 def donor(work: Work) -> list[Picture]:
@@ -53,7 +65,7 @@ def donor(work: Work) -> list[Picture]:
         train, validation = ([row[f"{part}_accuracy"] for row in work.donor_curve] for part in ("train", "validation"))
         curves = [figures.Curve(steps, values, values, values) for values in (train, validation)]
         caption, alt = "The donor's own training (one run).", "The donor's accuracy by step, train and validation."
-        found.append(_picture(work, "donor", figures.training_course(*curves), caption, alt))
+        found.append(picture(work.path, "donor", figures.training_course(*curves), caption, alt))
     if work.spectra:
         found.append(_spectra(work))
     return found
@@ -70,7 +82,7 @@ def filters(work: Work, lines: Sequence[Summary]) -> list[Picture]:
         "number as their mean."
     )
     alt = "First-layer filters by initialisation, initial on the left, trained on the right."
-    return [_picture(work, "filters", figures.first_layer_filters(ordered), caption, alt, photo=True)]
+    return [picture(work.path, "filters", figures.first_layer_filters(ordered), caption, alt, photo=True)]
 
 
 def ansatz(work: Work) -> list[Picture]:
@@ -84,7 +96,7 @@ def ansatz(work: Work) -> list[Picture]:
         "W - W0, against the AGOP. Right: the power of the best correlation, with its 95 % interval over batches."
     )
     alt = "Correlation of NFM and AGOP, layer by layer, beside the untrained network and the null; see ansatz.csv."
-    return [_picture(work, "ansatz", feature_figures.ansatz(work.ansatz), caption, alt)]
+    return [picture(work.path, "ansatz", feature_figures.ansatz(work.ansatz), caption, alt)]
 
 
 def gallery(work: Work) -> list[Picture]:
@@ -142,8 +154,9 @@ def _exceeding(than: str, rows: Mapping[str, Row], limits: Mapping[str, float]) 
     return text + (f" (not in {', '.join(below)})" if below else "")
 
 
-def _picture(work: Work, name: str, figure: figures.Figure, caption: str, alt: str, photo: bool = False) -> Picture:
-    svg = figures.save(figure, work.path / "figures" / name)
+def picture(folder: Path, name: str, figure: figures.Figure, caption: str, alt: str, photo: bool = False) -> Picture:
+    """A figure for a page; its files go to `figures/` in the folder of the page."""
+    svg = figures.save(figure, folder / "figures" / name)
     return Picture(_data_uri(svg), caption, alt, figure.get_figwidth(), photo)
 
 
@@ -159,7 +172,7 @@ def _seeds(lines: Sequence[Summary]) -> str:
 def _accuracy(work: Work, lines: list[Summary], suffix: str) -> Picture:
     values: dict[str, list[float]] = {}
     for row in work.results:
-        if (row["train_size"], row["width"]) == lines[0].setting:
+        if Setting.of(row) == lines[0].setting:
             values.setdefault(row["init"], []).append(row["test_accuracy"])
     dots = [
         figures.Dots(x.init, values[x.init], x.test_accuracy, x.low, x.high, x.he_verdict, bool(x.trains))
@@ -172,7 +185,7 @@ def _accuracy(work: Work, lines: list[Summary], suffix: str) -> Picture:
         "inits share a seed's data and order, so a paired difference can be clear where bars overlap."
     )
     alt = f"Dot plot of test accuracy; the table below gives the same numbers. Best: {lines[0].init}."
-    return _picture(work, f"accuracy_{suffix}", figures.accuracy_by_init(dots, BASELINE), caption, alt)
+    return picture(work.path, f"accuracy_{suffix}", figures.accuracy_by_init(dots, BASELINE), caption, alt)
 
 
 def _progress(work: Work, lines: list[Summary], suffix: str) -> list[Picture]:
@@ -183,7 +196,7 @@ def _progress(work: Work, lines: list[Summary], suffix: str) -> list[Picture]:
     if accuracy:
         figure = figures.small_multiples(accuracy, BASELINE, "step", "validation accuracy")
         caption, alt = f"Validation accuracy during training. {key}", "Learning curves, one panel an initialisation."
-        found.append(_picture(work, f"learning_curves_{suffix}", figure, caption, alt))
+        found.append(picture(work.path, f"learning_curves_{suffix}", figure, caption, alt))
     if gap:
         label = "validation - training loss"
         figure = figures.small_multiples(gap, BASELINE, "step", label, percent=False)
@@ -192,7 +205,7 @@ def _progress(work: Work, lines: list[Summary], suffix: str) -> list[Picture]:
             f"{key} Where losses are not finite nothing is drawn; extreme values leave the frame."
         )
         alt = "Validation loss minus training loss by step, one panel an initialisation."
-        found.append(_picture(work, f"loss_gap_{suffix}", figure, caption, alt))
+        found.append(picture(work.path, f"loss_gap_{suffix}", figure, caption, alt))
     return found
 
 
@@ -201,8 +214,8 @@ def _courses(work: Work, lines: Sequence[Summary], value: Callable[[Row], float]
     found = {}
     for line in lines:
         by_step: dict[float, list[float]] = {}
-        for (init, size, width, _), rows in work.curves.items():
-            if (init, size, width) == (line.init, *line.setting):
+        for (init, setting, _), rows in work.curves.items():
+            if (init, setting) == (line.init, line.setting):
                 for row in rows:
                     if math.isfinite(value(row)):
                         by_step.setdefault(row["step"], []).append(value(row))
@@ -226,7 +239,7 @@ def _trend(work: Work, lines: Sequence[Summary], name: str, label: str, fixed: s
         "where there are several seeds; grey: He."
     )
     alt = f"Test accuracy against {label}, {fixed}, one panel an initialisation."
-    return _picture(work, f"accuracy_by_{name}_{fixed.replace(' ', '_')}", figure, caption, alt)
+    return picture(work.path, f"accuracy_by_{name}_{fixed.replace(' ', '_')}", figure, caption, alt)
 
 
 def _spectra(work: Work) -> Picture:
@@ -238,4 +251,4 @@ def _spectra(work: Work) -> Picture:
         "few directions of the patch matter: to the layer itself (NFM), or to its effect on the output (AGOP)."
     )
     alt = "Eigenvalue spectra of NFM and AGOP for each layer of the donor, on a log scale."
-    return _picture(work, "spectra", figures.spectra(layers), caption, alt)
+    return picture(work.path, "spectra", figures.spectra(layers), caption, alt)

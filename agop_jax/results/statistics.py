@@ -1,6 +1,6 @@
 """Which initialisation is better, from results over paired seeds: intervals, verdicts and the seeds it would take.
 
-A pair is two recipients of one seed, training-set size and width; only differences within pairs are judged, so that
+A pair is two recipients of one seed and setting; only differences within pairs are judged, so that
 what a seed does to both cancels. Intervals are Student's t: they take differences to be roughly normal over seeds,
 which a recipient that diverges now and then breaks. Each difference has its own standard deviation, since
 initialisations differ in theirs; by default it is moderated by those of the other rows (`moderation.py`), which with 5
@@ -24,8 +24,8 @@ from agop_jax.core.errors import UserError, unknown_name
 from agop_jax.results.intervals import ratio_interval, student_test
 from agop_jax.results.moderation import Spread, moderate
 from agop_jax.results.samples import ONE, Sample
-from agop_jax.results.tables import HIGHER_IS_BETTER
-from agop_jax.results.verdicts import POINT, BySeed, Difference, General, Rule, Setting, paired_difference, verdict
+from agop_jax.results.tables import HIGHER_IS_BETTER, Setting
+from agop_jax.results.verdicts import POINT, BySeed, Difference, General, Rule, paired_difference, verdict
 
 SELECTED_BY = "validation_accuracy"
 
@@ -43,6 +43,7 @@ class Recovered:
     init: str
     train_size: int
     width: float
+    budget: int
     fraction: float
     low: float
     high: float
@@ -62,7 +63,8 @@ def compare(
 ) -> list[Difference]:
     """Every initialisation against the baseline and against the better of its matched controls, by setting.
 
-    A setting is a training-set size and a width; `metric` is a key of `tables.HIGHER_IS_BETTER`. 'matched_isotropic:X'
+    A setting is a training-set size, a width and a number of training steps; `metric` is a key of
+    `tables.HIGHER_IS_BETTER`. 'matched_isotropic:X'
     is the control made for X; if X has such, plain controls are passed over. The better control is the one of higher
     mean validation accuracy, so that the choice does not see the test set. Controls are compared with the baseline
     only. Where baseline or controls are missing or share no seed with the initialisation, there is no such difference.
@@ -143,9 +145,11 @@ def _by_setting(rows: Iterable[Row], metric: str) -> dict[Setting, dict[str, ByS
         if metric not in row:
             raise unknown_name("metric", metric, row)
         init, seed, value = row["init"], row["seed"], row[metric]
-        values = found.setdefault((row["train_size"], row["width"]), {}).setdefault(init, {})
+        values = found.setdefault(Setting.of(row), {}).setdefault(init, {})
         if seed in values:
-            raise UserError(f"init {init!r}, seed {seed}: two results of one training-set size and width, wanted one")
+            raise UserError(
+                f"init {init!r}, seed {seed}: two results of one training-set size, width and budget, wanted one"
+            )
         if not math.isfinite(value):
             raise UserError(f"init {init!r}, seed {seed}: {metric} is {value}, wanted a finite number")
         values[seed] = float(value)

@@ -1,4 +1,4 @@
-"""One line per initialisation, training-set size and width, and the same in plain words.
+"""One line per initialisation and setting, and the same in plain words.
 
 Accuracies and their differences are fractions; words and tables show per cent and points.
 """
@@ -14,7 +14,7 @@ from agop_jax.core.files import Row
 from agop_jax.results import statistics
 from agop_jax.results.intervals import Interval, mean_interval, steps_to_reach, student_test
 from agop_jax.results.samples import Sample
-from agop_jax.results.tables import Curves
+from agop_jax.results.tables import Curves, Setting
 from agop_jax.results.verdicts import POINT, Difference, General
 
 BASELINE = "kaiming_normal"
@@ -23,8 +23,6 @@ IDLE = "does not train"
 TOO_SHORT = "too short to tell"  # of runs after which no init has left chance
 NAN = math.nan
 NBSP = "\N{NO-BREAK SPACE}"
-
-Setting = tuple[int, float]  # train_size, width
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ class Summary:
     init: str
     train_size: int
     width: float
+    budget: int
     n: int
     diverged: int
     trains: int
@@ -87,7 +86,7 @@ class Summary:
     @property
     def setting(self) -> Setting:
         """What recipients must share to be compared."""
-        return self.train_size, self.width
+        return Setting(self.train_size, self.width, self.budget)
 
     @property
     def idle(self) -> str:
@@ -105,33 +104,34 @@ def summarise(results: Sequence[Row], curves: Curves, **judged: Any) -> list[Sum
     """
     groups: dict[tuple, list[Row]] = {}
     for row in results:
-        groups.setdefault((row["init"], row["train_size"], row["width"]), []).append(row)
+        groups.setdefault((row["init"], Setting.of(row)), []).append(row)
     differences = {
-        (found.init, found.train_size, found.width, found.against == BASELINE): found
+        (found.init, Setting.of(vars(found)), found.against == BASELINE): found
         for found in statistics.compare(results, **judged)
     }
     recovered = {
-        (r.init, r.train_size, r.width): r.fraction
+        (r.init, Setting.of(vars(r))): r.fraction
         for copy in reversed(COPIES)
         for r in statistics.recovered_fraction(results, reference=copy)
     }
     chance = _chance(curves)
-    learners = {key[1:] for key, rows in groups.items() if _left_chance(rows, curves, chance)}
+    learners = {setting for (_, setting), rows in groups.items() if _left_chance(rows, curves, chance)}
     lines = [
         Summary(
-            *key,
-            **_accuracy(rows, chance, told=key[1:] in learners),
-            **_difference("he", differences.get((*key, True))),
-            **_difference("control", differences.get((*key, False))),
-            **_general(rows, differences.get((*key, True))),
+            init,
+            *setting,
+            **_accuracy(rows, chance, told=setting in learners),
+            **_difference("he", differences.get((init, setting, True))),
+            **_difference("control", differences.get((init, setting, False))),
+            **_general(rows, differences.get((init, setting, True))),
             **{name: _mean(rows, name) for name in ("probe_accuracy", "nearest_cosine")},
             draw_seconds=float(np.median([row.get("draw_seconds", NAN) for row in rows])),
-            copy_recovered=recovered.get(key, NAN),
+            copy_recovered=recovered.get((init, setting), NAN),
             steps_to_he=_steps_to_baseline(rows, curves),
-            seeds_for_one_point=getattr(differences.get((*key, True)), "seeds_for_one_point", None),
+            seeds_for_one_point=getattr(differences.get((init, setting, True)), "seeds_for_one_point", None),
             learning_rate="/".join(f"{rate:g}" for rate in sorted({row["learning_rate"] for row in rows})),
         )
-        for key, rows in groups.items()
+        for (init, setting), rows in groups.items()
     ]
     return sorted(lines, key=lambda line: (*line.setting, -line.test_accuracy, line.init))
 
@@ -144,7 +144,7 @@ def _chance(curves: Curves) -> float:
 
 def _left_chance(rows: Sequence[Row], curves: Curves, chance: float) -> bool:
     """Whether training brought this init from chance to more; a copy may be above it from the start."""
-    starts = [_start(curves.get((row["init"], row["train_size"], row["width"], row["seed"]), [])) for row in rows]
+    starts = [_start(curves.get((row["init"], Setting.of(row), row["seed"]), [])) for row in rows]
     began = all(start is None or _at_chance(start, chance) for start in starts)
     return began and not _at_chance(float(np.mean([row["test_accuracy"] for row in rows])), chance)
 
@@ -210,7 +210,7 @@ def _general(rows: Sequence[Row], found: Difference | None) -> dict[str, Any]:
 def _steps_to_baseline(rows: Sequence[Row], curves: Curves) -> float:
     steps = []
     for row in rows:
-        place = row["train_size"], row["width"], row["seed"]
+        place = Setting.of(row), row["seed"]
         own, baseline = curves.get((row["init"], *place)), curves.get((BASELINE, *place))
         if own and baseline:
             target = baseline[-1]["curve_accuracy"]
@@ -221,8 +221,9 @@ def _steps_to_baseline(rows: Sequence[Row], curves: Curves) -> float:
 
 
 def setting_name(setting: Setting) -> str:
-    """Such as '500 images, width 1'."""
-    return f"{setting[0]:,} images, width {setting[1]:g}"
+    """Such as '500 images, width 1, 250 steps'."""
+    steps = f", {setting.budget:,} steps" if setting.budget else ""
+    return f"{setting.train_size:,} images, width {setting.width:g}{steps}"
 
 
 def points(difference: float) -> str:

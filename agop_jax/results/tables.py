@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,13 +24,39 @@ from agop_jax.core.files import (
     unreadable_reason,
 )
 
-Recipient = tuple[str, int, float, int]  # init, train_size, width, seed
+
+class Setting(NamedTuple):
+    """What recipients must share to be compared.
+
+    Attributes:
+      train_size: training images.
+      width: factor on the number of channels.
+      budget: training steps; 0 where a row names none.
+    """
+
+    train_size: int
+    width: float
+    budget: int = 0
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Setting":
+        """Of a row of any table."""
+        return cls(row["train_size"], row["width"], row.get("budget", 0))
+
+    def stem(self, own: int) -> str:
+        """In names of files, such as 'n500_w1' or 'n500_w1_t1000'; `own` is the budget that goes without saying."""
+        steps = "" if self.budget in (0, own) else f"_t{self.budget}"
+        return f"n{self.train_size}_w{self.width:g}{steps}"
+
+
+Recipient = tuple[str, Setting, int]  # init, setting, seed
 Kernels = tuple[np.ndarray, np.ndarray]  # first layer before and after training, (kh, kw, cin, cout)
 Curves = Mapping[Recipient, list[Row]]
 
-# One recipient a row. Accuracies are fractions; accuracy_at_P is on validation after P % of the step budget. donor is
-# the seed of its donor. probe_accuracy is that of a linear probe before training; nearest_cosine says how near its new
-# filters are to the donor's, 1 for copies; draw_seconds what its start took, with a machine's fits where there are any.
+# One recipient a row. Accuracies are fractions; accuracy_at_P is on validation after P % of the budget, the number of
+# training steps, of which a run that diverged took fewer. donor is the seed of its donor. probe_accuracy is that of a
+# linear probe before training; nearest_cosine says how near its new filters are to the donor's, 1 for copies;
+# draw_seconds what its start took, with a machine's fits where there are any.
 RESULT_COLUMNS: Columns = {
     "init": str,
     "seed": int,
@@ -53,6 +80,7 @@ RESULT_COLUMNS: Columns = {
     "probe_accuracy": float,
     "nearest_cosine": float,
     "draw_seconds": float,
+    "budget": int,
 }
 # Columns that older versions did not write, and what stands for them.
 LATER_COLUMNS = {"donor": 0, "probe_accuracy": math.nan, "nearest_cosine": math.nan, "draw_seconds": math.nan}
@@ -77,13 +105,14 @@ RATE_COLUMNS: Columns = {
     "init": str,
     "train_size": int,
     "width": float,
+    "budget": int,
     "learning_rate": float,
     "seed": int,
     "validation_accuracy": float,
     "validation_loss": float,
     "chosen": int,
 }
-# R^2 of the regression that carries the donor's basis from one layer to the next.
+# R^2 of the regression that carries the donor's basis from one layer to the next; the same for every budget.
 FIT_COLUMNS: Columns = {
     "init": str,
     "seed": int,
@@ -114,31 +143,60 @@ ENVIRONMENT = "environment"  # last column of results and rates: the key of a li
 METRIC_NAMES = ("step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 
 
-def recipient_name(init: str, train_size: int, width: float, seed: int) -> str:
-    """The stem of a recipient's own files, such as 'he_nfm_n500_w1_s0'; ':' is not allowed in names on every system."""
-    return f"{init.replace(':', '-')}_n{train_size}_w{width:g}_s{seed}"
+def recipient_name(init: str, setting: Setting, seed: int, own: int = 0) -> str:
+    """The stem of a recipient's own files, such as 'he_nfm_n500_w1_s0'; ':' is not allowed in names on every system.
+
+    Args:
+      init: its name.
+      setting: of the recipient.
+      seed: of the recipient.
+      own: the budget `config.train.steps`, which goes without saying.
+    """
+    return f"{init.replace(':', '-')}_{setting.stem(own)}_s{seed}"
 
 
-def read_optional_results(path: str | os.PathLike, donor: int = 0) -> list[Row]:
-    """`results.csv` where it is, of this version or an older one, which knew one donor."""
+def read_optional_results(path: str | os.PathLike, donor: int = 0, budget: int = 0) -> list[Row]:
+    """`results.csv` where it is, of this version or an older one, which knew one donor and one budget.
+
+    Args:
+      path: of the file.
+      donor: of rows that name none.
+      budget: of rows that name none; 0 for the most steps that any of them took.
+    """
+    rows = _read_versions(path, RESULT_COLUMNS, LATER_COLUMNS | {"donor": donor})
+    most = budget or max((row["steps"] for row in rows), default=0)
+    return [row if "budget" in row else {**row, "budget": most} for row in rows]
+
+
+def read_optional_rates(path: str | os.PathLike, budget: int) -> list[Row]:
+    """`learning_rates.csv`, likewise."""
+    return [{"budget": budget} | row for row in _read_versions(path, RATE_COLUMNS, {})]
+
+
+def _read_versions(path: str | os.PathLike, columns: Columns, later: Row) -> list[Row]:
+    """The rows of a table, if it is there, with what stands for `later` columns; `budget` may be missing."""
     if not Path(path).exists():
         return []
-    later = LATER_COLUMNS | {"donor": donor}
     known = read_header(path)
-    columns = {name: kind for name, kind in RESULT_COLUMNS.items() if name in known or name not in later}
-    return [later | row for row in read_table(path, columns)]
+    own = {name: kind for name, kind in columns.items() if name in known or name not in {*later, "budget"}}
+    return [later | row for row in read_table(path, own)]
 
 
-def read_results(path: str | os.PathLike) -> list[Row]:
-    """`results.csv`: one recipient a row, at least one row, none twice; accuracies are finite after divergence too."""
-    rows = read_optional_results(path) or read_table(path, RESULT_COLUMNS)
+def read_results(path: str | os.PathLike, budget: int = 0) -> list[Row]:
+    """`results.csv`: one recipient a row, at least one row, none twice; accuracies are finite after divergence too.
+
+    `budget` is that of rows that name none, see `read_optional_results`.
+    """
+    rows = read_optional_results(path, budget=budget) or read_table(path, RESULT_COLUMNS)
     if not rows:
         raise UserError(f"{path}: wanted one row a recipient, found none")
     seen = set()
     for row in rows:
-        name = recipient_name(*_recipient(row))
+        name = recipient_name(*_recipient(row), budget)
         if name in seen:
-            raise UserError(f"{path}: recipient {name} is there twice, in the columns init, train_size, width, seed")
+            raise UserError(
+                f"{path}: recipient {name} is there twice, in the columns init, train_size, width, budget, seed"
+            )
         seen.add(name)
         for column in ("test_accuracy", "validation_accuracy"):
             if not math.isfinite(row[column]):
@@ -166,6 +224,7 @@ class Work:
 
     path: Path
     config: Row
+    budget: int  # config.train.steps
     environments: list[Row]
     results: list[Row]
     curves: Curves
@@ -183,23 +242,28 @@ class Work:
 def read_work(path: str | os.PathLike) -> Work:
     """Everything the report needs, or a `UserError` that names the file that is damaged."""
     path = Path(path)
-    rows, config = read_results(path / "results.csv"), read_json(path / "config.json")
+    read_header(path / "results.csv")  # an unfinished experiment lacks this one, and is told so first
+    config = read_json(path / "config.json")
+    budget = int(config.get("train", {}).get("steps", 0))
+    rows = read_results(path / "results.csv", budget)
+    name = lambda row: recipient_name(*_recipient(row), budget)
     donors = _read_donors(path, config.get("seed", 0))
     return Work(
         path=path,
         config=config,
+        budget=budget,
         environments=read_environments(path, rows),
         results=rows,
-        curves={_recipient(row): _optional_metrics(path, recipient_name(*_recipient(row))) for row in rows},
+        curves={_recipient(row): _optional_metrics(path, name(row)) for row in rows},
         donor=next(iter(donors.values()), {}),
         donors=donors,
         donor_curve=_optional_metrics(path, "donor"),
-        rates=read_optional_table(path / "learning_rates.csv", RATE_COLUMNS),
+        rates=read_optional_rates(path / "learning_rates.csv", budget or rows[0]["budget"]),
         fits=read_optional_table(path / "fits.csv", FIT_COLUMNS),
         spectra=read_optional_table(path / "spectra.csv", SPECTRUM_COLUMNS),
         gallery=read_json(path / "gallery.json")["entries"] if (path / "gallery.json").exists() else [],
         ansatz=read_optional_table(path / "ansatz.csv", ANSATZ_COLUMNS),
-        filters=_read_filters(path, rows),
+        filters=_read_filters(path, [(row["init"], name(row)) for row in rows]),
     )
 
 
@@ -235,7 +299,7 @@ def _environment_lines(path: Path) -> dict[str, Row]:
 
 
 def _recipient(row: Row) -> Recipient:
-    return row["init"], row["train_size"], row["width"], row["seed"]
+    return row["init"], Setting.of(row), row["seed"]
 
 
 def _optional_metrics(path: Path, name: str) -> list[Row]:
@@ -243,16 +307,16 @@ def _optional_metrics(path: Path, name: str) -> list[Row]:
     return read_metrics(file) if file.exists() else []
 
 
-def _read_filters(path: Path, rows: Sequence[Row]) -> dict[str, Kernels]:
+def _read_filters(path: Path, recipients: Sequence[tuple[str, str]]) -> dict[str, Kernels]:
     """By init, of its first recipient that has any."""
     found: dict[str, Kernels] = {}
-    for row in rows:
-        file = path / "filters" / f"{recipient_name(*_recipient(row))}.npz"
-        if row["init"] in found or not file.exists():
+    for init, name in recipients:
+        file = path / "filters" / f"{name}.npz"
+        if init in found or not file.exists():
             continue
         try:
             with np.load(file, allow_pickle=False) as arrays:
-                found[row["init"]] = arrays["initial"], arrays["trained"]
+                found[init] = arrays["initial"], arrays["trained"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             reason = unreadable_reason(error)
             raise UserError(f"{file}: wanted the arrays 'initial' and 'trained' ({reason})") from error

@@ -8,11 +8,11 @@ from agop_jax.core.errors import UserError, unknown_name
 from agop_jax.results.intervals import NAN, Interval, seeds_to_see, student_test
 from agop_jax.results.moderation import Spread
 from agop_jax.results.samples import Sample
+from agop_jax.results.tables import Setting
 
 VARIANCES = ("moderated", "own")
 POINT = 0.01  # one percentage point of accuracy
 
-Setting = tuple[int, float]  # train_size, width
 BySeed = dict[int, float]
 
 
@@ -84,6 +84,7 @@ class Difference:
     against: str
     train_size: int
     width: float
+    budget: int
     mean: float
     low: float
     high: float

@@ -1,0 +1,16 @@
+"""From CIFAR-10 to 2,000 images of CIFAR-100: does a donor of fewer classes serve as well?
+
+Command:  python -m agop_jax.main --config=configs/study/back.py --workdir=runs/study/back
+"""
+
+import ml_collections
+
+from configs.study.base import CIFAR10, CIFAR100, finish, transfer
+
+QUESTION = "From CIFAR-10 to 2,000 images of CIFAR-100: does a donor of fewer classes serve as well?"
+
+
+def get_config(mode: str = "") -> ml_collections.ConfigDict:
+    """The config; mode 'quick' makes everything small."""
+    config = transfer(QUESTION, mode, CIFAR10, CIFAR100)
+    return finish(config, mode)

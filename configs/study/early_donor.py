@@ -1,0 +1,17 @@
+"""From CIFAR-100 to 2,000 images of CIFAR-10: how much does a donor give after a tenth of its training?
+
+Command:  python -m agop_jax.main --config=configs/study/early_donor.py --workdir=runs/study/early_donor
+"""
+
+import ml_collections
+
+from configs.study.base import SHORT, finish, transfer
+
+QUESTION = "From CIFAR-100 to 2,000 images of CIFAR-10: how much does a donor give after a tenth of its training?"
+
+
+def get_config(mode: str = "") -> ml_collections.ConfigDict:
+    """The config; mode 'quick' makes everything small."""
+    config = transfer(QUESTION, mode, inits=SHORT)
+    config.donor.train.steps //= 10
+    return finish(config, mode)

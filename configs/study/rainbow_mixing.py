@@ -1,0 +1,30 @@
+"""In a residual network, must layers of one stream share their mixing, for Procrustes and for ridge?
+
+Command:  python -m agop_jax.main --config=configs/study/rainbow_mixing.py --workdir=runs/study/rainbow_mixing
+          White et al. report that Rainbow sampling fails on ResNet-18. One donor, 5 seeds; the linear probe before
+          training is in results.csv.
+"""
+
+import ml_collections
+
+from configs.study.base import finish, residual, transfer
+
+MIXINGS = (
+    "kaiming_normal",
+    "lsuv",
+    "rainbow@shared",
+    "rainbow@independent",  # as its authors have it
+    "coupled_nfm@shared@standardised",
+    "coupled_nfm@independent@standardised",
+    "copy",
+)
+QUESTION = "In a residual network, must layers of one stream share their mixing, for Procrustes and for ridge?"
+
+
+def get_config(mode: str = "") -> ml_collections.ConfigDict:
+    """The config; mode 'quick' makes everything small."""
+    config = transfer(QUESTION, mode, inits=MIXINGS)
+    residual(config)
+    config.donor.seeds = (0,)
+    config.recipients.learning_rates = (0.05, 0.2)
+    return finish(config, mode)
