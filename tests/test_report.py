@@ -296,7 +296,7 @@ def test_minimal_directory_settings_and_rewrite(tmp_path):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<b>Better than He in all 4 settings:</b> copy" in page
     assert table.count("images, width") == 8  # a table and a line of the short summary each
-    assert "500 images, width 2. Best: copy, " in table
+    assert "500 images, width 2, 250 steps. Best: copy, " in table
 
 
 def test_the_last_lines_say_what_was_found_and_where_it_lies(finished):
@@ -320,7 +320,7 @@ def test_several_budgets(tmp_path):
         row["test_accuracy"] += 0.1
     write_minimal(tmp_path, rows)
     table = write_report(tmp_path, DESCRIPTIONS)
-    assert [line for line in table.splitlines() if "images" in line] == [
+    assert [line for line in table.splitlines() if "images" in line and "Best" not in line] == [
         "2,000 images, width 1, 250 steps",
         "2,000 images, width 1, 1,000 steps",
     ]

@@ -167,7 +167,7 @@ def _mean_and_deviation(split: AnySplit) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _digits(argument: str, size: int, limit: int) -> Source:
-    """1,797 grey 8 x 8 digits bundled with scikit-learn (UCI optdigits test set, values 0 to 16); of '5-9' these alone."""
+    """1,797 grey 8 x 8 digits bundled with scikit-learn (UCI optdigits, values 0 to 16); of '5-9' these alone."""
     chosen = re.fullmatch("(?:([0-9])-([0-9]))?", argument)
     if chosen is None or (first := int(chosen[1] or 0)) >= (last := int(chosen[2] or 9)):
         raise UserError(f"data set 'digits': needed two digits or more after the colon, such as 5-9, got {argument!r}")
