@@ -210,7 +210,7 @@ def test_sizes_that_cannot_be(wrong, tmp_path):
         run.main(["--suite=probe", f"--out={tmp_path}", wrong])
 
 
-LONGER = [pytest.param(suite, marks=pytest.mark.slow) for suite in ("extract", "probe", "start", "growth")]
+LONGER = [pytest.param(suite, marks=pytest.mark.long) for suite in ("extract", "probe", "start", "growth")]
 
 
 @pytest.mark.parametrize("suite", ["train", "store", "init", "rfm", *LONGER])

@@ -88,8 +88,8 @@ CASES = {
     "resnet18, CIFAR stem": ("resnet18", 32, 1, {"stem": "cifar"}),
     "vit_tiny": ("vit_tiny", 16, 3, {"patch_size": 8, "depth": 2, "width": 0.25}),
     "vgg11, mean head": ("vgg11", 32, 1, {}),
-    "resnet18": pytest.param("resnet18", 64, 3, {}, marks=pytest.mark.slow),
-    "vgg11": pytest.param("vgg11", 32, 3, {"head": "classic"}, marks=pytest.mark.slow),  # half a gigabyte
+    "resnet18": pytest.param("resnet18", 64, 3, {}, marks=pytest.mark.long),
+    "vgg11": pytest.param("vgg11", 32, 3, {"head": "classic"}, marks=pytest.mark.long),  # half a gigabyte
 }
 
 

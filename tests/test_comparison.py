@@ -145,7 +145,7 @@ def test_coverage_of_the_bootstrap():
     assert coverage(settings=4, donors=1, seeds=5, gap=1, repeats=200) >= 0.94 - 3 * math.sqrt(0.94 * 0.06 / 200)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("gap", [0, 1, 2])
 @pytest.mark.parametrize("donors", [1, 3])
 @pytest.mark.parametrize("settings", [3, 6, 10])
@@ -299,7 +299,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
     assert {row["run"] for row in read(tmp_path / "out" / "comparison.csv")} == {"a/run", "b/run"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_runs_of_the_digits_job(tmp_path):
     """As the program itself leaves them."""
     from test_configs import CONFIGS

@@ -99,7 +99,7 @@ def test_without_the_compiler_one_line_says_what_to_install(monkeypatch, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not h100.can_compile(), reason="needs jax[cuda12]")
 def test_steps_compile_for_a_gpu(tmp_path):
     """In a process of its own, since the compiler for GPUs stays in the one that uses it."""

@@ -34,7 +34,7 @@ def trained(name, width, seed=0):
     return model, jax.tree.map(move, models.own_variables(model, jax.random.key(seed), images)), images
 
 
-LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "resnet20", "alexnet", "vit_tiny")]
+LARGE = [pytest.param(name, marks=pytest.mark.long) for name in ("resnet18", "resnet20", "alexnet", "vit_tiny")]
 
 
 @pytest.mark.parametrize("name", ["lenet5", "small_cnn", "vgg11_bn", *LARGE])

@@ -27,7 +27,7 @@ SMALL = {
 LARGER = {"vgg13", "vgg16", "vgg19", "vgg13_bn", "vgg16_bn", "vgg19_bn", "resnet34", "resnet50"}
 LARGER |= {"resnet32", "resnet44", "resnet56"}
 PARAMS = [
-    pytest.param(name, marks=pytest.mark.slow if name in LARGER else ())
+    pytest.param(name, marks=pytest.mark.long if name in LARGER else ())
     for name in (*models.MODELS, "vgg11 classic", "resnet18 cifar")
 ]
 

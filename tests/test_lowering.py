@@ -339,7 +339,7 @@ def test_no_other_place_compiles_or_asks_where_it_runs():
 LARGER = [("resnet20", 32, 1 / 8), ("vgg11_bn", 32, 1 / 16), ("vit_tiny", 224, 1 / 16)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "side", "width"), LARGER)
 def test_larger_networks(name, side, width):
     model = models.create(name, CLASSES, width)

@@ -162,7 +162,7 @@ def test_family_coverage_and_width(case):
     assert case != "equal" or ratio < 0.67
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_family_coverage_and_width_in_full(case):
     """What `docs/statistics.md` states: 20 rows and 5 seeds."""
@@ -172,7 +172,7 @@ def test_family_coverage_and_width_in_full(case):
     assert case != "equal" or ratio <= 0.65
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("seeds", "rows"), [(3, 10), (3, 20), (5, 10), (10, 20)])
 @pytest.mark.parametrize("case", CASES)
 def test_family_coverage_of_other_sizes(case, seeds, rows):

@@ -168,7 +168,7 @@ def test_a_classifier_in_a_pipeline_and_a_grid():
     assert clone(grid.best_estimator_).get_params()["rfmclassifier__iterations"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "estimator", [RFM(iterations=1), RFMClassifier(iterations=1)], ids=lambda one: type(one).__name__
 )

@@ -401,7 +401,7 @@ def test_even_and_uneven_splits_compute_the_same(images):
     assert np.abs(uneven[:, :, :4] - uneven[:, :, 4:]).max() > 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["whitened", "selected", "rainbow", "coupled_nfm@noise=0.5", "lsuv@standardised"])
 @pytest.mark.parametrize("name", ["resnet20", "vgg11"])
 def test_deep_networks(name, method):

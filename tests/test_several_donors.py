@@ -130,7 +130,7 @@ def family(donors, shared, repeats, rows=20, seeds=5):
     return *(counts / repeats), *(50 * np.nanmedian(widths, axis=0))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("shared", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("donors", [2, 3, 5])
 def test_family_coverage_with_few_donors(donors, shared):

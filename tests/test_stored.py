@@ -370,7 +370,7 @@ print(epoch(trainer if isinstance(dataset.train, StoredSplit) else new_trainer()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")
 def test_a_data_set_four_times_the_cap_is_trained_on_under_the_cap(tmp_path):
     """Memory of a process over an epoch and its evaluations; the same set held in memory breaks the cap."""

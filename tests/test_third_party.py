@@ -13,7 +13,7 @@ from agop_jax.features import grams
 from agop_jax.features.coverage import uncovered
 from agop_jax.features.taps import tap
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 CLASSES = 3
 
