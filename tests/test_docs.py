@@ -12,7 +12,7 @@ from agop_jax.results import tables
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md"]
+PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "README.md"]
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 OPTIONAL = ("equinox", "haiku", "torch")  # what a reader of one tab has installed
 # what a page shows with more work than a test should do: (what it says, what runs)
@@ -22,6 +22,11 @@ SMALLER = {
         ("labels[few], 30)", "labels[few], 2)"),
         ('"kaiming_normal", "nfm", "coupled_nfm", "copy"', '"kaiming_normal", "coupled_nfm"'),
         ("(1, 2, 3)", "(1,)"),
+    ],
+    "README.md": [
+        ("labels[many], 200)", "labels[many], 2)"),
+        ("labels[few], 30)", "labels[few], 2)"),
+        ('"kaiming_normal", "nfm", "coupled_nfm", "copy"', '"kaiming_normal", "nfm"'),
     ],
     "experiment.md": [('"he_nfm", "matched_isotropic:he_nfm", "copy"', '"he_nfm"'), ("seeds = 3", "seeds = 2")],
     "rfm.md": [("(200, 20)", "(40, 20)"), ("features=(4, 4)", "features=(4,)")],
