@@ -36,7 +36,11 @@ def agops(case, method, dtype):
     return {path: np.asarray(layer.agop.dense(), np.float64) for path, layer in features.items()}
 
 
-@pytest.mark.parametrize("name", constructions.CASES)
+SLOW = {"LSTM", "optimized LSTM", "attention", "scan", "a kernel a head", "NNX LoRA", "vmap", "SpectralNorm", "Equinox"}
+CASES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in constructions.CASES]
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_features_are_the_definition(name):
     case = constructions.CASES[name]()
     with jax.enable_x64(True):
@@ -58,7 +62,7 @@ def flat(model, variables):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(network.params)]
 
 
-@pytest.mark.parametrize("name", constructions.CASES)
+@pytest.mark.parametrize("name", CASES)
 def test_a_copy_onto_itself_changes_nothing(name):
     model, variables, inputs = constructions.CASES[name]()
     inputs = inputs.astype(np.float32)
@@ -113,6 +117,7 @@ def test_a_matched_control_has_the_norms_of_what_it_controls(control, base):
     assert norms[1] == pytest.approx(norms[0], rel=0.01)
 
 
+@pytest.mark.slow
 def test_fan_in_is_the_length_of_a_filter():
     """He et al. ask for variance 2 / k, whatever axes the parameter has: steps of a scan, heads of attention."""
     for name in ("scan", "attention", "a kernel a head"):
@@ -208,6 +213,7 @@ def _separate_heads(model, variables):
     return split, params
 
 
+@pytest.mark.slow
 def test_nnx_in_its_tree_mode():
     """The mode that is to be Flax's default: the same tests of NNX models in a process of their own."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "definition and NNX"]

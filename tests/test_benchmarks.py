@@ -140,6 +140,7 @@ def test_host_and_device_resize_show_the_same_images():
     assert [dataset[index][1] for index in range(3)] == list(labels)
 
 
+@pytest.mark.slow
 def test_forms_of_the_limit_do_the_same_passes():
     model, variables = networks.create("small_cnn", 8, 3, **NARROW["small_cnn"])
     images = networks.smooth_images(2, 8)
@@ -156,6 +157,7 @@ def test_interleaving():
     assert {name: len(taken) for name, taken in times.items()} == {"a": 3, "b": 3}
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_call():
     """Half a gigabyte is touched; the parent's own memory does not count."""
     if timing.peak("benchmarks.timing", "held", 0) is None:
@@ -213,6 +215,7 @@ def test_sizes_that_cannot_be(wrong, tmp_path):
 LONGER = [pytest.param(suite, marks=pytest.mark.long) for suite in ("extract", "probe", "start", "growth")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suite", ["train", "store", "init", "rfm", *LONGER])
 def test_suite_at_toy_size(suite, tmp_path):
     run.main([f"--suite={suite}", "--quick", f"--out={tmp_path}"])

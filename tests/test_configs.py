@@ -62,7 +62,9 @@ def known(name: str) -> str:
 EVERY_RUN = ("digits", "cifar10", "cifar_transfer", "original_vgg11_cifar10", "budgets")
 RUNS = [
     pytest.param(
-        path, id="-".join(path.relative_to(FOLDER).parts), marks=() if path.stem in EVERY_RUN else pytest.mark.long
+        path,
+        id="-".join(path.relative_to(FOLDER).parts),
+        marks=() if path.stem == "digits" else pytest.mark.slow if path.stem in EVERY_RUN else pytest.mark.long,
     )
     for path in (*CONFIGS, *STUDY)
 ]

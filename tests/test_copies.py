@@ -37,7 +37,7 @@ def trained(name, width, seed=0):
 LARGE = [pytest.param(name, marks=pytest.mark.long) for name in ("resnet18", "resnet20", "alexnet", "vit_tiny")]
 
 
-@pytest.mark.parametrize("name", ["lenet5", "small_cnn", "vgg11_bn", *LARGE])
+@pytest.mark.parametrize("name", ["lenet5", "small_cnn", pytest.param("vgg11_bn", marks=pytest.mark.slow), *LARGE])
 def test_a_widened_copy_computes_what_the_donor_computes(name, request):
     if name == "vgg11_bn":  # XLA's quick compilation makes NaN of its gradients
         request.getfixturevalue("full_compilation")

@@ -99,6 +99,7 @@ def kill_at(workdir: Path, seconds: float) -> bool:
     return alive
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(uninterrupted, tmp_path, record_testsuite_property):
     """Kill -9 from the first import to the last recipient: in donor training, extraction, saving, recipients."""
     wanted, seconds = uninterrupted
@@ -118,6 +119,7 @@ def test_killed_at_random_moments(uninterrupted, tmp_path, record_testsuite_prop
     print(f"killed in {Counter(killed)}, {number + 1} sweeps")
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_cleanly(uninterrupted, tmp_path):
     wanted, _ = uninterrupted
     process = subprocess.Popen(
@@ -220,6 +222,7 @@ with devices.only(jax.devices()[int(sys.argv[2]):]), crash.stoppable():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 5], ids=["all eight", "the last three"])
 def test_a_checkpoint_of_other_devices_goes_on_here(first, setting, tmp_path):
     """Devices 5 to 7 do not exist in the process that goes on."""

@@ -26,39 +26,46 @@ def differences():
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [16, 12, 7])
 def test_training_loses_the_same_over_50_steps(differences, batch_size):
     """With BatchNorm, dropout and augmentation; 16 divides by 8, 12 and 7 do not."""
     assert differences[f"losses {batch_size}"] < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "batch_size"), [("gram", 8), ("gram", 13), ("probe", 13), ("patch_jacobian", 13)])
 def test_features_are_the_same(differences, method, batch_size):
     """AGOPs, and the standard errors of 'probe', of 29 images: no batch of 13 divides by 8, and no last one."""
     assert differences[f"{method} {batch_size} float64"] < 1e-12
 
 
+@pytest.mark.slow
 def test_features_in_float32_are_the_same_but_for_rounding(differences):
     """Of this network, one device's features are themselves 1e-6 away from those in float64."""
     assert differences["gram 13 float32"] < 4e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["cholesky 1", "cg 1", "cholesky 9"])
 def test_recursive_feature_machines_are_the_same(differences, options):
     """M and predictions of 53 points by either solver, and of images at nine positions."""
     assert differences[f"machine {options}"] < 1e-6
 
 
+@pytest.mark.slow
 def test_recipients_that_are_trained_at_once_are_the_same(differences):
     """Two at a time, on four devices each, against one at a time on eight: same rows in the same order."""
     assert differences["recipients at once"]
 
 
+@pytest.mark.slow
 def test_recipients_at_once_that_are_stopped_go_on(differences):
     """SIGTERM in the middle of a run: all save, and the same sweep made again is whole."""
     assert differences["recipients stopped"]
 
 
+@pytest.mark.slow
 def test_an_error_in_one_of_several_recipients_ends_them_all(differences):
     """While another has ten million steps to go."""
     assert differences["error at once"] == "broken"

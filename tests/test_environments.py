@@ -31,6 +31,7 @@ def keys(directory, name: str = "results.csv") -> list[str]:
         return [row["environment"] for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_rows_keep_the_environment_that_computed_them(tmp_path, monkeypatch):
     """Two versions and a machine: nobody's rows are claimed by the newest."""
     monkeypatch.setattr(experiment, "describe_donor", lambda *arguments: None)

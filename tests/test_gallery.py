@@ -42,6 +42,7 @@ def entries(path):
     return json.loads((path / "gallery.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [2, 4, 5, 13])
 def test_images_of_any_number_of_channels_are_drawn(channels, tmp_path):
     config = make_config(write_file(tmp_path / "file.npz", channels), stages="donor,features")
@@ -109,6 +110,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "said"), FAULTS.values(), ids=FAULTS)
 def test_nothing_of_the_gallery_ends_a_run(error, said, tmp_path, monkeypatch, caplog):
     def fail(*_, **__):
@@ -127,6 +129,7 @@ def test_nothing_of_the_gallery_ends_a_run(error, said, tmp_path, monkeypatch, c
     assert note.replace("'", "&#39;") not in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_damaged_gallery_is_drawn_anew(tmp_path):
     config = make_config(write_file(tmp_path / "file.npz", 1), stages="donor,features")
     experiment.run(config, tmp_path / "run")
@@ -177,6 +180,7 @@ def test_a_picture_for_a_donor_of_other_channels_is_refused_at_once(channels, mo
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "mode"), [(1, "RGB"), (3, "L"), (3, "I;16")])
 def test_a_picture_for_a_donor_of_grey_or_colour_is_drawn(channels, mode, tmp_path):
     levels = np.full((8, 8), 32768, np.uint16)

@@ -74,6 +74,7 @@ def runs(tmp_path_factory):
     return one, two, (first.returncode, errors), left, said
 
 
+@pytest.mark.slow
 def test_the_other_process_ends_with_a_line(runs):
     status, errors = runs[2]
     assert status == 1
@@ -82,6 +83,7 @@ def test_the_other_process_ends_with_a_line(runs):
     assert last.endswith("the same commands continue from the last checkpoint")
 
 
+@pytest.mark.slow
 def test_the_pair_continues_from_the_last_checkpoint(runs):
     """The bar of the process that shows one starts at the step after it."""
     *_, left, said = runs
@@ -91,6 +93,7 @@ def test_the_pair_continues_from_the_last_checkpoint(runs):
     assert min(step for step in shown if step > 0) > max(left)
 
 
+@pytest.mark.slow
 def test_features_and_results_are_those_of_one_process(runs):
     one, two = runs[:2]
     alone, together = load_features(one / "features"), load_features(two / "features")
@@ -104,6 +107,7 @@ def test_features_and_results_are_those_of_one_process(runs):
     assert row["test_loss"] == pytest.approx(other["test_loss"], 1e-2)
 
 
+@pytest.mark.slow
 def test_one_process_writes(runs):
     """The same files as one process leaves, and the table on one standard output."""
     one, two, _, _, said = runs
@@ -183,6 +187,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_processes_that_are_not_of_one_program_and_the_death_of_the_first(tmp_path):
     """Other configs, other directories and what the first alone finds are told by all; its death by its survivors."""
     command = [sys.executable, "-c", APART, f"127.0.0.1:{free_port()}"]
@@ -211,6 +216,7 @@ def test_options_of_several_processes_come_together(tmp_path):
     assert errors.splitlines()[-1] == f"agop_jax: wanted {wanted}"
 
 
+@pytest.mark.slow
 def test_a_process_of_no_cluster_is_told_what_to_do(tmp_path):
     process = start(tmp_path, "--distributed")
     _, errors = process.communicate(timeout=MINUTE)

@@ -239,6 +239,7 @@ def test_streams_of_a_residual_network(images):
     assert all(streams[path] == path for path in inner)
 
 
+@pytest.mark.slow
 def test_shared_mixing_keeps_the_residual_stream_readable(images):
     """Against the same network with every layer mixed on its own: the fits at the inputs of later blocks are worse."""
     network = donor_of(Residual(), images)
@@ -248,6 +249,7 @@ def test_shared_mixing_keeps_the_residual_stream_readable(images):
     assert np.mean([shared[path] - separate[path] for path in readers]) > 0.05
 
 
+@pytest.mark.slow
 def test_coupled_recipient_with_batch_norm_is_finite_and_compiled_once(images, monkeypatch):
     """Another draw compiles nothing, and blocks of one structure share what they compile."""
     network, pieces = donor_of(Residual(norm=True), images), []

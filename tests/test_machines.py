@@ -22,6 +22,7 @@ def small(*inits):
     return config
 
 
+@pytest.mark.slow
 def test_a_donor_from_machines_and_recipients_from_their_own(tmp_path):
     """No network is trained for the donor; each recipient's machine sees its own images and draws by its own key."""
     config = small("kaiming_normal", "convrfm", "he_agop")

@@ -155,6 +155,7 @@ def test_unknown_variance_is_refused():
         compare([], variance="moderate")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["equal", "one three times as large"])
 def test_family_coverage_and_width(case):
     moderated, _, ratio = coverage(case, 150)

@@ -101,6 +101,7 @@ def test_a_step_under_strict_promotion_leaves_the_callers_switches_alone(dataset
             jnp.ones(2, jnp.float32) + jnp.ones(2, jnp.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "switch", ["JAX_ENABLE_X64=1", "JAX_NUMPY_RANK_PROMOTION=raise", "JAX_TRANSFER_GUARD=disallow"]
 )

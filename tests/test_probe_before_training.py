@@ -142,6 +142,7 @@ def timeless(rows):
     return [{name: row[name] for name in UNTIMED} for row in rows]
 
 
+@pytest.mark.slow
 def test_further_donors_add_recipients_and_change_none(make_sweep):
     one, two = (make_sweep(of, inits=("kaiming_normal", "copy"), seeds=2) for of in ((0,), (0, 3)))
     one.run()

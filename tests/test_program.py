@@ -64,6 +64,7 @@ def test_leaves_what_the_donor_learned(finished):
     assert "A picture through the square root" in page
 
 
+@pytest.mark.slow
 def test_another_picture_is_drawn_anew(finished, tmp_path):
     """In colour and of another size, for a donor of grey 8 x 8 images; nothing but pictures and page changes."""
     workdir, photograph = tmp_path / "copy", tmp_path / "photograph.png"
@@ -116,6 +117,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flags", "said"), BAD.values(), ids=BAD)
 def test_bad_input_is_one_line(flags, said, tmp_path):
     done = call(tmp_path, *flags)
@@ -129,6 +131,7 @@ def test_bad_input_is_one_line(flags, said, tmp_path):
     assert not (tmp_path / "results.csv").exists()
 
 
+@pytest.mark.slow
 def test_missing_flags_and_files(tmp_path):
     assert "no_such.py" in refused(tmp_path, config="no_such.py")
     done = subprocess.run(
@@ -138,16 +141,19 @@ def test_missing_flags_and_files(tmp_path):
     assert "--config is missing" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_mode_that_means_nothing_runs_nothing(tmp_path):
     said = refused(tmp_path, config="configs/digits.py:quck")
     assert "unknown mode of the config file 'quck'. Did you mean 'quick'? Known: quick." in said
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_another_config_leaves_the_results_alone(finished):
     assert "train.steps (was 20, now 21)" in refused(finished, "--config.train.steps=21")
 
 
+@pytest.mark.slow
 def test_a_mended_config_goes_on_in_the_same_workdir(tmp_path):
     """What a failed call left binds nobody: nothing that depends on the changed fields was finished."""
     stages, one = "--config.stages=donor,features,recipients", "--config.recipients.inits=('nfm',)"
@@ -156,6 +162,7 @@ def test_a_mended_config_goes_on_in_the_same_workdir(tmp_path):
     assert call(tmp_path, stages, one).returncode == 0
 
 
+@pytest.mark.slow
 def test_damaged_features_are_named(finished, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(finished, workdir)
@@ -169,12 +176,14 @@ def test_damaged_features_are_named(finished, tmp_path):
     assert rows(workdir) == rows(finished)
 
 
+@pytest.mark.slow
 def test_second_process_on_one_workdir_refuses(finished):
     with (finished / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "in use by another process" in refused(finished)
 
 
+@pytest.mark.slow
 def test_images_of_another_type_are_named(tmp_path):
     random = np.random.default_rng(0)
     file = tmp_path / "floats.npz"

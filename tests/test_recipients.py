@@ -64,6 +64,7 @@ def start(sweep: Sweep, cell: Cell, seed: int):
     return recipients.start(sweep.comparison, cell, seed, sweep.places[0].trainer(cell))
 
 
+@pytest.mark.slow
 def test_twelve_inits_times_five_seeds_compile_the_training_step_once(make_sweep):
     sweep = make_sweep(inits=TWELVE, seeds=5)
     sweep.run()

@@ -217,6 +217,7 @@ def test_pursuit_takes_copies_last_and_none_twice():
     assert sorted(pursuit(candidates, np.stack([one, other], 1), 4)) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [Small(), Small(groups=2), Small(norm=True), Residual()], ids=repr)
 def test_without_noise_the_donor_is_selected_as_it_is(model, images):
     """Of two copies of each donor filter one is kept: the donor's pre-activations, standardised, in another order."""
@@ -239,6 +240,7 @@ def test_selection_explains_more_than_the_first_candidates(images):
     assert kept > blind
 
 
+@pytest.mark.slow
 def test_noise_has_the_strength_and_covariance_that_it_names(images):
     """E|noise|^2 = s^2 mean |w|^2, along the NFM or the AGOP."""
     _, features = a_donor(Small(), images)

@@ -61,6 +61,7 @@ def rows(directory):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_train_only_from_what_is_stored(extracted, tmp_path, monkeypatch):
     """In the same directory, coupled inits among them, and in another one from its features: the same recipients."""
     directory = tmp_path / "same"

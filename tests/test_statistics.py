@@ -134,6 +134,7 @@ def test_intervals_of_ten_hold_at_once():
     assert wrong / repeats <= at_most(0.05, repeats)
 
 
+@pytest.mark.slow
 def test_false_verdicts_of_ten_inits_and_five_seeds_against_the_baseline():
     either = false_verdicts(dict.fromkeys([HE, *TEN], 0.0), 5, 1500, role=True)[2]
     assert 0.01 < either <= at_most(0.05, 1500)  # 0: the test would see nothing
@@ -145,6 +146,7 @@ def test_without_correction_the_rate_would_be_missed():
     assert np.mean([bool({"better", "worse"} & set(verdicts)) for verdicts in samples]) > 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [5, 20])
 def test_false_verdicts_against_the_better_control(seeds):
     """At its worst: the choice sees the very numbers that are then compared."""

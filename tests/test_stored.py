@@ -259,6 +259,7 @@ print(json.dumps([asked, run.history]))
 """
 
 
+@pytest.mark.slow
 def test_a_streamed_run_that_was_killed_goes_on_with_what_it_had_not_seen(in_folder, tmp_path_factory):
     """Kill -9 in the middle of the second epoch, while the state of the step before is being written."""
     directory = tmp_path_factory.mktemp("killed") / "run"

@@ -138,6 +138,7 @@ def small(directory: Path, **fields):
     return experiment.run(config, directory)
 
 
+@pytest.mark.slow
 def test_ten_runs_a_kill_and_a_resume_touch_nothing(tmp_path, monkeypatch):
     """Also runs with another config, which give up the checkpoints of the one before."""
     monkeypatch.setattr(experiment, "describe_donor", lambda *arguments: None)
