@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from agop_jax.results.summary import BASELINE, Summary, points, setting_name
+from agop_jax.results.summary import BASELINE, Summary
+from agop_jax.results.summary_words import points, setting_name
 
 MOST = 8  # names in a line
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from agop_jax.core.files import Row, read_json, read_text
-from agop_jax.results import feature_figures, figures, summary
+from agop_jax.results import feature_figures, figures
 from agop_jax.results.summary import BASELINE, Summary
-from agop_jax.results.tables import Setting, Work
+from agop_jax.results.summary_words import setting_name
+from agop_jax.results.tables import Setting
+from agop_jax.results.work import Work
 
 ANSATZ_COMPARISONS = ("trained", "untrained", "centred")  # of `ansatz.csv`, those that are shown
 
@@ -179,7 +181,7 @@ def _accuracy(work: Work, lines: list[Summary], suffix: str) -> Picture:
         for x in lines
     ]
     caption = (
-        f"Test accuracy after training on {summary.setting_name(lines[0].setting)}. Small dots: one seed each "
+        f"Test accuracy after training on {setting_name(lines[0].setting)}. Small dots: one seed each "
         f"({_seeds(lines)}); large mark and bar: mean and its 95 % t interval; dashed line and diamond: He. "
         "Triangles: better (up, blue) or worse (down, orange) than He by paired comparison; grey: not told apart. All "
         "inits share a seed's data and order, so a paired difference can be clear where bars overlap."
