@@ -17,7 +17,7 @@ from agop_jax.experiments.sweep_tables import Cell
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.taps import tap
 from agop_jax.initializers.registry import get_method
-from agop_jax.training.loop import Trainer
+from agop_jax.training.trainer import Trainer
 
 BATCH = 250  # images in one forward pass of the probe
 

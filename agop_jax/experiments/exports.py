@@ -29,7 +29,7 @@ from agop_jax.initializers.registry import get_method
 from agop_jax.models.pretrained import Pretrained, load_pretrained, save_pretrained
 from agop_jax.results import tables
 from agop_jax.results.tables import Setting
-from agop_jax.training.loop import Trainer
+from agop_jax.training.trainer import Trainer
 
 STATED = ("model", "mean", "std", "versions", "checksum")  # of metadata, what is no fact of a card
 

@@ -9,7 +9,8 @@ from absl import logging
 
 from agop_jax.core.types import PRNGKey
 from agop_jax.data import AnySplit, Dataset, Pipeline
-from agop_jax.experiments.settings import Config, MachineConfig
+from agop_jax.experiments.sections import MachineConfig
+from agop_jax.experiments.settings import Config
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.matrix import FeatureMatrix
 

@@ -33,8 +33,9 @@ from agop_jax.initializers.registry import get_method
 from agop_jax.models.pretrained import Pretrained, write_state
 from agop_jax.results import tables
 from agop_jax.training.device_data import on_devices
-from agop_jax.training.loop import Run, Trainer, accuracy_at
+from agop_jax.training.loop import Run, accuracy_at
 from agop_jax.training.resumable import train_resumable
+from agop_jax.training.trainer import Trainer
 
 SHARES = (5, 20, 100)  # per cent of the steps, after which `results.csv` states the accuracy
 OnStep = Callable[[Run, int], None]
