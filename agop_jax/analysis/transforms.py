@@ -16,11 +16,12 @@ from agop_jax.core.compilation import jit
 from agop_jax.core.errors import UserError
 from agop_jax.core.networks import open_network
 from agop_jax.core.types import Array, Float, Images
+from agop_jax.features.evaluation import Record
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.matrix import FeatureMatrix
 from agop_jax.features.patches import matrix_to_kernel
 from agop_jax.features.sites import Site
-from agop_jax.features.taps import Record, tap
+from agop_jax.features.taps import tap
 
 EVERY = ".*"  # also of a network without convolutions
 

@@ -20,7 +20,8 @@ from agop_jax.core.types import Array
 from agop_jax.features import grams
 from agop_jax.features.batches import Batch
 from agop_jax.features.coverage import uncovered
-from agop_jax.features.taps import Tapped, tap
+from agop_jax.features.tapped import Tapped
+from agop_jax.features.taps import tap
 
 MAX_UNROLLED = 16  # reverse passes in one compiled step: more only lengthen compilation
 _STEPS = Cache()

@@ -14,7 +14,8 @@ from agop_jax.core.networks import Network
 from agop_jax.core.types import Array
 from agop_jax.features.program import Piece, Values
 from agop_jax.features.sites import Site
-from agop_jax.features.taps import Tapped, tap
+from agop_jax.features.tapped import Tapped
+from agop_jax.features.taps import tap
 
 Measure = Callable[..., Any]  # (site, record, *further arrays) -> arrays; a function of a module, since it is a key
 

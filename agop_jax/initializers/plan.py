@@ -11,7 +11,7 @@ from agop_jax.core.errors import UserError
 from agop_jax.core.types import Array
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.matrix import FeatureMatrix
-from agop_jax.features.taps import Tapped
+from agop_jax.features.tapped import Tapped
 from agop_jax.initializers.copies import Copy
 from agop_jax.initializers.state import State
 from agop_jax.initializers.streams import residual_streams

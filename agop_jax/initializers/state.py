@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agop_jax.core.types import Array
-from agop_jax.features.taps import Tapped
+from agop_jax.features.tapped import Tapped
 
 
 @dataclass(frozen=True)
