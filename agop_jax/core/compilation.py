@@ -109,9 +109,9 @@ def compile_within_memory(
     compiled, free = lowered.compile(compiler_options()), hosts.least(free_bytes())
     if needed_bytes(compiled) > min(free, ample) and jax.default_backend() == "cpu":
         compiled = lowered.compile(compiler_options() | FRUGAL)
-    wanted = needed_bytes(compiled)
-    if wanted > free:
-        raise TooLarge(f"{what} needs {wanted / GIB:.2f} GiB of memory, {free / GIB:.2f} GiB are free: {remedy}")
+    need = needed_bytes(compiled)
+    if need > free:
+        raise TooLarge(f"{what} needs {need / GIB:.2f} GiB of memory, {free / GIB:.2f} GiB are free: {remedy}")
     return compiled
 
 

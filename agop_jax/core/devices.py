@@ -68,9 +68,9 @@ def mesh_for(batch_size: int) -> Mesh:
     present = min(map(len, processes))
     used = next(number for number in range(present, 0, -1) if share % number == 0)
     if used < present:
-        found = f"{used * len(processes)} of {sum(map(len, processes))} devices"
-        said = "batch_size %d is divided over %s: more with a multiple of their number"
-        logging.log_first_n(logging.WARNING, said, 1, batch_size, found)
+        part = f"{used * len(processes)} of {sum(map(len, processes))} devices"
+        message = "batch_size %d is divided over %s: more with a multiple of their number"
+        logging.log_first_n(logging.WARNING, message, 1, batch_size, part)
     return _mesh([device for devices in processes for device in devices[:used]])
 
 

@@ -229,10 +229,10 @@ def _require_no_network(config: Config) -> None:
             )
 
 
-def _require(stages: list[str], stage: str, made: Path) -> None:
-    if stage not in stages and not made.exists():
+def _require(stages: list[str], stage: str, output: Path) -> None:
+    if stage not in stages and not output.exists():
         raise UserError(
-            f"config.stages leaves out {stage!r}, and {str(made)!r} is not there: run --config.stages={stage} in "
+            f"config.stages leaves out {stage!r}, and {str(output)!r} is not there: run --config.stages={stage} in "
             "this workdir first"
         )
 

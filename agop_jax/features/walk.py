@@ -68,8 +68,8 @@ class Walk:
         """What is alive at the next cut, to which the walk does not go."""
         program, cut = self.tapped.program, self.cut + 1
         piece = program.upto(cut)
-        made = piece(self._arguments(piece, variables))
-        return {number: made[number] if number in made else self.values[number] for number in program.alive[cut]}
+        results = piece(self._arguments(piece, variables))
+        return {number: results[number] if number in results else self.values[number] for number in program.alive[cut]}
 
     def reader(self, layer: str, channels: int) -> str | None:
         """The next layer, if its input has exactly the channels of this one, before which the walk stands."""

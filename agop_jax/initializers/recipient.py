@@ -195,9 +195,10 @@ class Recipient:
         if self.method.standardised:
             return scaling.standardising_factors(self._statistics(path))
         if self.method.lsuv:
-            found, bias = self._statistics(path), self.state.bias(path) if path in self.state.biased else None
-            found = found if bias is None else found._replace(mean=found.mean + np.asarray(bias, np.float64))
-            return scaling.lsuv_factors(found, len(site.stack)) * self._share(path)
+            statistics, bias = self._statistics(path), self.state.bias(path) if path in self.state.biased else None
+            if bias is not None:
+                statistics = statistics._replace(mean=statistics.mean + np.asarray(bias, np.float64))
+            return scaling.lsuv_factors(statistics, len(site.stack)) * self._share(path)
         kernel = self.state.kernel(path)
         return np.full((*kernel.shape[: site.stacked], kernel.shape[-1]), scaling.he_factor(kernel))
 

@@ -42,8 +42,8 @@ def _parts(lines: Sequence[Summary]) -> list[str]:
 def _told_apart(lines: Sequence[Summary]) -> str:
     """By verdict."""
     others = [line for line in lines if line.init != BASELINE]
-    found = {verdict: [x for x in others if x.he_verdict == verdict] for verdict in ("better", "worse")}
-    told = [f"{verdict} {_names(inits)}" for verdict, inits in found.items() if inits]
+    by_verdict = {verdict: [x for x in others if x.he_verdict == verdict] for verdict in ("better", "worse")}
+    told = [f"{verdict} {_names(inits)}" for verdict, inits in by_verdict.items() if inits]
     if told:
         return "; ".join(told)
     few = all(line.he_verdict == "too few seeds" for line in others)

@@ -137,7 +137,7 @@ def _pivot(rows: Sequence[Row], column: str, value: str) -> Pivot:
     cells: dict[Key, dict[Any, list[float]]] = {}
     for row in rows:
         cells.setdefault(_key(row), {}).setdefault(row[column], []).append(row[value])
-    means = {key: {name: float(np.mean(found)) for name, found in line.items()} for key, line in cells.items()}
+    means = {key: {name: float(np.mean(numbers)) for name, numbers in line.items()} for key, line in cells.items()}
     return Pivot(list(dict.fromkeys(row[column] for row in rows)), means)
 
 

@@ -115,7 +115,7 @@ def recovered_fraction(
     may be zero, or to a loss, says nothing.
     """
     rows = list(rows)
-    found, sign, donors = [], 1 if higher_is_better(metric) else -1, _donors(rows)
+    fractions, sign, donors = [], 1 if higher_is_better(metric) else -1, _donors(rows)
     for setting, values in _by_setting(rows, metric).items():
         none, whole = values.get(baseline, {}), values.get(reference, {})
         for init, own in values.items():
@@ -126,8 +126,8 @@ def recovered_fraction(
                     for upper in (own, whole)
                 )
                 ratio = ratio_interval(gain, full, 1 - confidence)
-                found.append(Recovered(init, *setting, ratio.mean, ratio.low, ratio.high, ratio.n))
-    return found
+                fractions.append(Recovered(init, *setting, ratio.mean, ratio.low, ratio.high, ratio.n))
+    return fractions
 
 
 def higher_is_better(metric: str) -> bool:
@@ -140,12 +140,12 @@ def higher_is_better(metric: str) -> bool:
 def _by_setting(rows: Iterable[Row], metric: str) -> dict[Setting, dict[str, BySeed]]:
     """setting -> init -> seed -> value of the metric."""
     higher_is_better(metric)
-    found: dict[Setting, dict[str, BySeed]] = {}
+    settings: dict[Setting, dict[str, BySeed]] = {}
     for row in rows:
         if metric not in row:
             raise unknown_name("metric", metric, row)
         init, seed, value = row["init"], row["seed"], row[metric]
-        values = found.setdefault(Setting.of(row), {}).setdefault(init, {})
+        values = settings.setdefault(Setting.of(row), {}).setdefault(init, {})
         if seed in values:
             raise UserError(
                 f"init {init!r}, seed {seed}: two results of one training-set size, width and budget, wanted one"
@@ -153,7 +153,7 @@ def _by_setting(rows: Iterable[Row], metric: str) -> dict[Setting, dict[str, ByS
         if not math.isfinite(value):
             raise UserError(f"init {init!r}, seed {seed}: {metric} is {value}, wanted a finite number")
         values[seed] = float(value)
-    return found
+    return settings
 
 
 def _is_control(init: str, controls: Sequence[str]) -> bool:

@@ -102,8 +102,8 @@ def summarise(results: Sequence[Row], curves: Curves, **judged: Any) -> list[Sum
     for row in results:
         groups.setdefault((row["init"], Setting.of(row)), []).append(row)
     differences = {
-        (found.init, Setting.of(vars(found)), found.against == BASELINE): found
-        for found in statistics.compare(results, **judged)
+        (difference.init, Setting.of(vars(difference)), difference.against == BASELINE): difference
+        for difference in statistics.compare(results, **judged)
     }
     recovered = {
         (r.init, Setting.of(vars(r))): r.fraction
@@ -183,17 +183,17 @@ def _mean(rows: Sequence[Row], column: str) -> float:
     return float(np.mean(values)) if values else NAN
 
 
-def _difference(prefix: str, found: Difference | None) -> dict[str, Any]:
+def _difference(prefix: str, difference: Difference | None) -> dict[str, Any]:
     names = ("difference", "low", "high", "verdict", "equivalence")
     values = (NAN, NAN, NAN, "", "")
-    if found is not None:
-        values = (found.mean, found.low, found.high, found.verdict, found.equivalence)
+    if difference is not None:
+        values = (difference.mean, difference.low, difference.high, difference.verdict, difference.equivalence)
     fields: dict[str, Any] = {f"{prefix}_{name}": value for name, value in zip(names, values, strict=True)}
-    return fields if prefix == "he" else fields | {"control": found.against if found else ""}
+    return fields if prefix == "he" else fields | {"control": difference.against if difference else ""}
 
 
-def _general(rows: Sequence[Row], found: Difference | None) -> dict[str, Any]:
-    general = found.general if found else General()
+def _general(rows: Sequence[Row], difference: Difference | None) -> dict[str, Any]:
+    general = difference.general if difference else General()
     return {
         "donors": len({row["donor"] for row in rows}),
         "donor_deviation": general.deviation,

@@ -51,8 +51,8 @@ def in_every_setting(lines: Sequence[Summary]) -> list[tuple[str, str]]:
     parts = []
     for prefix, against in (("he", "He"), ("control", "the better matched control")):
         for verdict in ("better", "worse"):
-            found = [line.init for line in lines if line.trains and getattr(line, f"{prefix}_verdict") == verdict]
-            names = [init for init in dict.fromkeys(found) if found.count(init) == len(settings)]
+            inits = [line.init for line in lines if line.trains and getattr(line, f"{prefix}_verdict") == verdict]
+            names = [init for init in dict.fromkeys(inits) if inits.count(init) == len(settings)]
             lead = f"{verdict.capitalize()} than {against} in all {len(settings)} settings"
             parts.append((lead, ", ".join(names) or "none"))
     return parts
@@ -79,8 +79,8 @@ def _verdicts(prefix: str, against: str, lines: Sequence[Summary]) -> list[tuple
     }
     parts = []
     for verdict, lead in leads.items():
-        found = [line for line in lines if getattr(line, f"{prefix}_verdict") == verdict]
-        parts.append((lead, _names(found, f"{prefix}_difference" if verdict in ("better", "worse") else "")))
+        group = [line for line in lines if getattr(line, f"{prefix}_verdict") == verdict]
+        parts.append((lead, _names(group, f"{prefix}_difference" if verdict in ("better", "worse") else "")))
     return parts
 
 
@@ -100,9 +100,9 @@ def _over_donors(lines: Sequence[Summary]) -> list[tuple[str, str]]:
     if donors == 1:
         return []
     told = [
-        (f"{verdict.capitalize()} than He for donors in general, not these {donors} alone", _names(found))
+        (f"{verdict.capitalize()} than He for donors in general, not these {donors} alone", _names(group))
         for verdict in ("better", "worse")
-        if (found := [line for line in lines if line.general_verdict == verdict])
+        if (group := [line for line in lines if line.general_verdict == verdict])
     ]
     few = " Two cannot tell it, since one degree of freedom is left: see the spread below." if donors == 2 else ""
     return told or [("For donors in general", f"nothing is told from {donors} donors.{few}")]

@@ -115,15 +115,15 @@ def _optional_metrics(path: Path, name: str) -> list[Row]:
 
 def _read_filters(path: Path, recipients: Sequence[tuple[str, str]]) -> dict[str, Kernels]:
     """By init, of its first recipient that has any."""
-    found: dict[str, Kernels] = {}
+    filters: dict[str, Kernels] = {}
     for init, name in recipients:
         file = path / "filters" / f"{name}.npz"
-        if init in found or not file.exists():
+        if init in filters or not file.exists():
             continue
         try:
             with np.load(file, allow_pickle=False) as arrays:
-                found[init] = arrays["initial"], arrays["trained"]
+                filters[init] = arrays["initial"], arrays["trained"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             reason = unreadable_reason(error)
             raise UserError(f"{file}: wanted the arrays 'initial' and 'trained' ({reason})") from error
-    return found
+    return filters

@@ -239,9 +239,9 @@ class Trainer:
         chosen = np.arange(size) * len(split.labels) // size
         for start in range(0, size, batch_size):
             indices = np.arange(start, start + batch_size)
-            batch, taken = self._selected(split, chosen[np.minimum(indices, size - 1)])
-            taken, weights = devices.place((taken, indices < size), self.mesh)
-            total += np.array(jax.device_get(self.batch_sums(variables, batch, taken, weights)))
+            batch, rows = self._selected(split, chosen[np.minimum(indices, size - 1)])
+            rows, weights = devices.place((rows, indices < size), self.mesh)
+            total += np.array(jax.device_get(self.batch_sums(variables, batch, rows, weights)))
         return float(total[0] / size), float(total[1] / size)
 
     def _selected(self, split: AnySplit, indices: np.ndarray) -> Selection:
