@@ -62,7 +62,7 @@ def save_arrays(path: str | os.PathLike, tree: Mapping[str, Any], metadata: Mapp
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that write arrays."""
+    """Versions of the libraries that write arrays."""
     return {"jax": jax.__version__, "flax": flax.__version__, "orbax": ocp.__version__}
 
 

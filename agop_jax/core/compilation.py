@@ -64,7 +64,7 @@ def _under_default_promotion(function: Callable[..., Any]) -> Callable[..., Any]
 
 
 def compiler_options() -> dict[str, Any]:
-    """Of XLA, for the default backend; none where the installed jaxlib does not know them."""
+    """Options of XLA for the default backend; none where the installed jaxlib does not know them."""
     return _cpu_options() if jax.default_backend() == "cpu" else {}
 
 
@@ -146,7 +146,7 @@ def needed_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def free_bytes() -> int | float:
-    """Of the fullest device of this process; infinity where they do not tell."""
+    """Free bytes of the fullest device of this process; infinity where devices do not tell."""
     return min(map(_free_bytes, jax.local_devices()))
 
 

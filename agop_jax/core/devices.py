@@ -37,7 +37,7 @@ def on_purpose(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def only(devices: Sequence[Device]) -> Iterator[None]:
-    """Within it meshes are made of these devices of this process, which works alone; a thread's own choice."""
+    """A context in which meshes are of these devices, and this process works alone; each thread has its own choice."""
     token = _CHOSEN.set(tuple(devices))
     try:
         # said of the default device, it would have everything that was compiled before compile again
@@ -85,12 +85,12 @@ def _mesh(devices: list[Device]) -> Mesh:
 
 
 def divided(over: Mesh) -> NamedSharding:
-    """Of arrays whose first axis is that of the images."""
+    """The sharding of arrays whose first axis is divided over the devices."""
     return NamedSharding(over, PartitionSpec(AXIS))
 
 
 def whole(over: Mesh) -> NamedSharding:
-    """Of arrays that lie on every device."""
+    """The sharding of arrays that lie whole on every device."""
     return NamedSharding(over, PartitionSpec())
 
 

@@ -78,7 +78,7 @@ class Config(Section):
 
     @property
     def donor_seeds(self) -> tuple[int, ...]:
-        """Of the donors, the experiment's own first where it is among them."""
+        """The seeds of the donors. The experiment's own seed comes first where it is among them."""
         seeds = self.donor.seeds or (self.seed,)
         return tuple(sorted(seeds, key=lambda seed: seed != self.seed))
 

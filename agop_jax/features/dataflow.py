@@ -189,7 +189,7 @@ def body_of(eqn: Any) -> core.ClosedJaxpr:
 
 
 def _arguments(eqn: Any, operands: list[Origin], joined: Origin, number: int) -> list[Origin]:
-    """Of a branch, exactly its operands; of a loop, its constants and for the carry all that may come into it."""
+    """Origins of the arguments of a branch or loop body; each carry of a loop has the origin of all operands."""
     if eqn.primitive.name == "cond":
         return operands[1:]
     conditions, constants = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]

@@ -29,13 +29,13 @@ def thin_svd(factor: Float[Array, "*stack k m"]) -> Svd:
 
 
 def svd(factor: Float[Array, "*stack k m"]) -> Svd:
-    """The plain definition."""
+    """Singular value decomposition by `jnp.linalg.svd`: the plain definition."""
     left, singular, right = jnp.linalg.svd(factor, full_matrices=False)
     return left, singular, right
 
 
 def svd_by_gram(factor: Float[Array, "*stack k m"]) -> Svd | None:
-    """The same from the eigenvectors of the smaller of A A^T and A^T A, in float64.
+    """Singular value decomposition by the eigenvectors of the smaller of A A^T and A^T A, in float64.
 
     None if numbers are not finite, or a singular value is so small that the product tells nothing of its vectors.
     """

@@ -147,7 +147,10 @@ class Program:
         return sorted(needed)
 
     def upto(self, cut: int) -> "Piece":
-        """From one cut, or the beginning, up to the next: what is alive there and was not before."""
+        """The piece from the cut before this one, or the beginning, to this cut.
+
+        Its results are the values that are alive at this cut and were not at the one before.
+        """
         if cut not in self._pieces:
             first = self.cuts[cut - 1] if cut else 0
             before = self.alive[cut - 1] if cut else self._inputs
@@ -251,7 +254,7 @@ def _operand(read: Any, order: Mapping[int, int]) -> Any:
 
 
 def _key(eqn: Any) -> Any:
-    """Of the parameters of an equation; its own identity where these cannot be compared."""
+    """What tells equations of one primitive apart: parameters and shapes; the identity of one that has no hash."""
     shapes = tuple((var.aval.shape, str(var.aval.dtype)) for var in eqn.invars)
     parameters = tuple(sorted(eqn.params.items(), key=lambda item: item[0]))
     try:

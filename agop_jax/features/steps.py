@@ -102,7 +102,7 @@ class Steps:
                 self._unrolled = len(chunks[0]) // 2
 
     def probe(self, variables: Any, batch: Batch, first: int, batch_size: int, keys: np.ndarray, implementation: Any):
-        """The same by random cotangents, a first axis of passes kept apart.
+        """Gradient Gram matrices of a batch by random cotangents, with a first axis of passes.
 
         Args:
           first: place of the batch's first example among all.

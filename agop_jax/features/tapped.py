@@ -56,7 +56,7 @@ class Tapped:
         return self._some_kernels(self.layers, params, others)
 
     def kernel(self, layer: str, params: Any, others: Any) -> Array:
-        """Of one layer, at the cost of one."""
+        """The kernel of one layer, without computing the others."""
         return self._some_kernels([layer], params, others)[layer]
 
     def _some_kernels(self, layers: Iterable[str], params: Any, others: Any) -> dict[str, Array]:

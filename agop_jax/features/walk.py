@@ -46,7 +46,7 @@ class Walk:
         self.values = dict(enumerate(jax.tree.leaves(self.inputs), params + others))
 
     def place(self, layer: str) -> str:
-        """Of the first product of a layer."""
+        """The place of the first product of a layer."""
         return self.tapped.layers[layer][0]
 
     def cut_of(self, layer: str) -> int:
@@ -85,7 +85,7 @@ class Walk:
         return self._channels(self.cut, self.values)
 
     def next_channels(self, variables: tuple[Any, Any]) -> Array:
-        """The same of the layer that comes next, with these parameters."""
+        """The input of the next layer, channels last, with these parameters."""
         return self._channels(self.cut + 1, self.ahead(variables))
 
     def _channels(self, cut: int, values: Values) -> Array:

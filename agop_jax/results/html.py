@@ -13,7 +13,7 @@ DASH = "\N{EN DASH}"
 
 
 def template(name: str) -> jinja2.Template:
-    """Of the folder `templates`."""
+    """A template of the folder `templates`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("agop_jax.results"),
         autoescape=True,

@@ -125,7 +125,7 @@ def _section(work: Work, lines: list[Summary], margin: float) -> Section:
 
 
 def _donor_accuracies(work: Work) -> dict[int, float]:
-    """By seed, of the donors whose classes are those of their data."""
+    """{seed: test accuracy} of the donors whose classes are those of their data."""
     return {seed: row["test_accuracy"] for seed, row in work.donors.items() if "test_accuracy" in row}
 
 

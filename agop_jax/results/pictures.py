@@ -74,7 +74,7 @@ def donor(work: Work) -> list[Picture]:
 
 
 def filters(work: Work, lines: Sequence[Summary]) -> list[Picture]:
-    """Of the first layer, for the inits whose filters were kept."""
+    """The filters of the first layer, for the inits whose filters were kept."""
     ordered = {line.init: work.filters[line.init] for line in lines if line.init in work.filters}
     if not ordered:
         return []

@@ -157,12 +157,15 @@ def _by_setting(rows: Iterable[Row], metric: str) -> dict[Setting, dict[str, ByS
 
 
 def _is_control(init: str, controls: Sequence[str]) -> bool:
-    """Also one made for an init, 'matched_isotropic:X', or with options, 'matched_isotropic@lsuv'."""
+    """Whether an init is a control: by name, for an init ('matched_isotropic:X') or with options ('...@lsuv')."""
     return init.partition("@")[0].partition(":")[0] in controls
 
 
 def _better_control(init: str, values: BySeed, selection: dict[str, BySeed], controls: Sequence[str]) -> str | None:
-    """Of the init's own controls, else of the plain ones, the best on validation over the seeds shared with it."""
+    """The control of the highest mean validation accuracy over the seeds that it shares with the init.
+
+    An init that has controls of its own, such as 'matched_isotropic:X', is compared with those alone.
+    """
     own = [name for name in (f"{control}:{init}" for control in controls) if name in selection]
     means = {}
     for name in own or [name for name in controls if name in selection]:
@@ -193,7 +196,7 @@ class _Family:
     donor_free: Container[str]
 
     def differences(self, pairs: Iterable[tuple[str, str]]) -> list[Difference]:
-        """Of (init, against); those of no seed in common are left out."""
+        """The differences of pairs (init, against). A pair without a seed in common is left out."""
         every = {pair: Sample.of(self.values[pair[0]], self.values.get(pair[1], {}), self.donors) for pair in pairs}
         samples = {pair: sample for pair, sample in every.items() if sample.n}
         spreads, general = self._spreads(samples), self._general(samples)
@@ -217,7 +220,7 @@ class _Family:
         return dict(zip(samples, moderate(rows), strict=True))
 
     def _general(self, samples: Samples) -> dict[tuple[str, str], General]:
-        """Over donors, for the pairs that use one and have several: a family of its own."""
+        """What holds for donors in general: one family of the pairs that use a donor and have several."""
         using = {pair: sample for pair, sample in samples.items() if not all(init in self.donor_free for init in pair)}
         over = {pair: sample.over_donors for pair, sample in using.items() if len(sample.means) > 1}
         spreads, level = self._spreads(over), (1 - self.rule.confidence) / max(1, len(over))

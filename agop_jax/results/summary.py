@@ -91,7 +91,7 @@ class Summary:
 
 
 def summarise(results: Sequence[Row], curves: Curves, **judged: Any) -> list[Summary]:
-    """By setting, and within it by mean accuracy, best first.
+    """One line for each init and setting, ordered by setting and then by mean accuracy, best first.
 
     Args:
       results: rows of `results.csv`.
@@ -169,7 +169,7 @@ def _accuracy(rows: Sequence[Row], chance: float, told: bool) -> dict[str, Any]:
 
 
 def _accuracy_interval(rows: Sequence[Row]) -> Interval:
-    """Of several donors, over the seeds of these."""
+    """The interval of the mean test accuracy; of several donors, the spread is that within donors."""
     donors = {row["seed"]: row["donor"] for row in rows}
     if len(set(donors.values())) == 1:
         return mean_interval([row["test_accuracy"] for row in rows])
@@ -178,7 +178,7 @@ def _accuracy_interval(rows: Sequence[Row]) -> Interval:
 
 
 def _mean(rows: Sequence[Row], column: str) -> float:
-    """Over the seeds for which there is a number; older rows lack some."""
+    """The mean over the seeds that have a number in this column; rows of older versions lack some."""
     values = [row[column] for row in rows if math.isfinite(row[column])]
     return float(np.mean(values)) if values else NAN
 

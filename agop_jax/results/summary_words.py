@@ -46,7 +46,7 @@ def in_words(lines: Sequence[Summary], margin: float = POINT) -> list[tuple[str,
 
 
 def in_every_setting(lines: Sequence[Summary]) -> list[tuple[str, str]]:
-    """The same for several settings: what holds in all of them."""
+    """What holds in all of several settings: (a few words that lead in, the names of inits)."""
     settings = {line.setting for line in lines}
     parts = []
     for prefix, against in (("he", "He"), ("control", "the better matched control")):
@@ -85,7 +85,7 @@ def _verdicts(prefix: str, against: str, lines: Sequence[Summary]) -> list[tuple
 
 
 def _equivalences(lines: Sequence[Summary], margin: float) -> list[tuple[str, str]]:
-    """Of the inits that are not told apart from He, those that a margin says something of."""
+    """The inits whose difference from He is not clear, by what the margin says of it."""
     near, leads = f"{100 * margin:g} point{'s' if margin != POINT else ''}", {}
     leads["equivalent"] = f"Equivalent to He, within {near} either way"
     leads["no worse"] = f"No worse than He by more than {near}"

@@ -32,7 +32,7 @@ class Setting(NamedTuple):
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Setting":
-        """Of a row of any table."""
+        """The setting of a row of any table."""
         return cls(row["train_size"], row["width"], row.get("budget", 0))
 
     def stem(self, own: int) -> str:
@@ -165,7 +165,7 @@ def read_optional_results(path: str | os.PathLike, donor: int = 0, budget: int =
 
 
 def read_optional_rates(path: str | os.PathLike, budget: int) -> list[Row]:
-    """`learning_rates.csv`, likewise."""
+    """`learning_rates.csv` where it is, of this version or an older one, whose rows have no budget."""
     return [{"budget": budget} | row for row in _read_versions(path, RATE_COLUMNS, {})]
 
 

@@ -78,7 +78,7 @@ def read_work(path: str | os.PathLike) -> Work:
 
 
 def _read_donors(path: Path, own: int) -> dict[int, Row]:
-    """By seed, what is known of each donor: that of the experiment's own seed, which comes first, and further ones."""
+    """{seed: contents of donor.json}. The donor of the experiment's own seed comes first."""
     further = path / "donors"
     seeds = [int(folder.name) for folder in further.iterdir() if folder.name.isdigit()] if further.is_dir() else []
     files = {own: path / "donor.json", **{seed: further / str(seed) / "donor.json" for seed in sorted(seeds)}}
@@ -114,7 +114,7 @@ def _optional_metrics(path: Path, name: str) -> list[Row]:
 
 
 def _read_filters(path: Path, recipients: Sequence[tuple[str, str]]) -> dict[str, Kernels]:
-    """By init, of its first recipient that has any."""
+    """{init: filters of its first recipient whose filters were kept}."""
     filters: dict[str, Kernels] = {}
     for init, name in recipients:
         file = path / "filters" / f"{name}.npz"

@@ -149,7 +149,7 @@ class Trainer:
             return self._compiled(*arguments)
 
     def trace_step(self, state: TrainState, split: Split, indices: Any) -> jax.stages.Traced:
-        """What `step` compiles for arguments of these shapes, to be lowered for any kind of device."""
+        """The traced training step for arguments of these shapes, which can be lowered for any kind of device."""
         number = functools.partial(jax.ShapeDtypeStruct, ())
         arguments = (state, split, indices, number(jnp.float32), number(jnp.uint32))
         return traced(self._step, arguments, **self._step_options)
