@@ -244,7 +244,7 @@ def _best(course: Course, skip: int = 0) -> int:
 
 
 def _at_best(course: Course, skip: int) -> Course:
-    """The same values at each place, so that `_row` finds those of this draw's own best power."""
+    """The values at a draw's own best power, repeated at every index, whichever `_row` reads."""
     best = skip + _best(course, skip)
     return Course(*(np.full_like(values, values[best]) for values in course))
 

@@ -79,7 +79,7 @@ def feature_maps(
 def _convolutions(
     model: Any, variables: Any, images: Images, layers: str, apply_kwargs: Mapping[str, Any]
 ) -> dict[str, tuple[Site, Record, Array | None]]:
-    """Of every chosen layer with a kernel (kh, kw, cin, cout): its first product, what that did, and its bias."""
+    """{layer: (site, record, bias) of its first product}, of the chosen layers with a kernel (kh, kw, cin, cout)."""
     network, images = open_network(model, variables, apply_kwargs=apply_kwargs), jnp.asarray(images)
     tapped = tap(network, images)
     kernels = tapped.kernels(network.params, network.others)

@@ -81,7 +81,7 @@ def _features(network: Network, trainer: Trainer, split: AnySplit) -> Labelled:
 
 
 def _batches(split: AnySplit) -> Iterable[np.ndarray]:
-    """Of one size, for one compilation; the last is filled with its split's first images."""
+    """Batches of one size, for one compilation; the last is filled up with the split's first images."""
     for start in range(0, len(split.labels), BATCH):
         yield np.asarray(split.take(np.arange(start, start + BATCH) % len(split.labels)).load().images)
 

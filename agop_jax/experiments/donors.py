@@ -60,7 +60,7 @@ class DonorNetwork:
 
 
 def pipeline_for(config: Config, dataset: Dataset, resize: int = 0) -> Pipeline:
-    """From stored images to what a network sees, by `config.data`; `resize` comes before that of the config."""
+    """The pipeline from stored images to what a network sees, by `config.data`; a `resize` above 0 replaces its own."""
     data = config.data
     return Pipeline.of(dataset, rgb=data.rgb, pad=data.pad, flip=data.flip, resize=resize or data.resize)
 

@@ -123,5 +123,5 @@ def require_local(values: Mapping[str, Any], prefix: str = "config") -> None:
 
 
 def url_error(field: str, url: str) -> UserError:
-    """For a URL where a path is wanted."""
+    """The error for a URL in place of a path."""
     return UserError(f"{field}: wanted a path on this machine, got the URL {url!r}: mount the bucket or copy it here")

@@ -191,7 +191,7 @@ def _drawn(donor: DonorNetwork, picture: np.ndarray, layers: str) -> list[Entry]
 
 
 def _machine_pictures(donor: DonorNetwork, machine: Callable[[int], Rounds]) -> list[Entry]:
-    """Of a machine on patches of the donor's first convolution; none where those are not square."""
+    """Pictures of a machine on patches of the donor's first convolution; none where those are not square."""
     first = next((layer for layer in donor.features.values() if layer.kernel.ndim == 4), None)
     if first is None or first.groups > 1 or first.kernel.shape[0] != first.kernel.shape[1]:
         return []
@@ -228,7 +228,7 @@ def _require_size(donor: DonorNetwork, images: Any) -> None:
 
 
 def _feature_maps(donor: DonorNetwork, images: Any, layers: str) -> Mapping[str, Any]:
-    """Of the chosen convolutions; none of a network without any."""
+    """The feature maps of the chosen convolutions; none of a network without any."""
     every = transforms.feature_maps(donor.model, donor.variables, images)
     return {name: every[name] for name in trees.select(every, layers)} if every else {}
 

@@ -27,7 +27,7 @@ def drawn_features(
     key: PRNGKey,
     layers: str,
 ) -> tuple[dict[str, LayerFeatures], float]:
-    """Of the convolutions of a network, layer after layer, and the seconds that it took.
+    """The features of the convolutions of a network, layer after layer, and the seconds that they took.
 
     Args:
       config: of the machines.

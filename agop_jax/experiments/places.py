@@ -46,7 +46,7 @@ class Place:
     halt: threading.Event = field(default_factory=threading.Event)
 
     def trainer(self, cell: Cell) -> Trainer:
-        """Of the recipients of a cell."""
+        """The trainer of the recipients of a cell."""
         return self.trainers[cell.setting.width, cell.setting.budget]
 
     def continues(self) -> None:

@@ -79,7 +79,7 @@ class Recipient:
         return self.passes
 
     def kernels(self) -> dict[str, Array]:
-        """Of the layers to draw, as they are now."""
+        """The present kernels of the layers to draw."""
         return {path: self.state.kernel(path) for path in self.layers}
 
     def match(self, controlled: Mapping[str, Array]) -> None:
@@ -203,7 +203,7 @@ class Recipient:
         return np.full((*kernel.shape[: site.stacked], kernel.shape[-1]), scaling.he_factor(kernel))
 
     def _share(self, path: str) -> float:
-        """Of a residual stream's deviation, which whitened layers share; see `whitening.py`."""
+        """A whitened layer's share of the deviation of its residual stream; see `whitening.py`."""
         if not isinstance(self.method.source, Whitened):
             return 1.0
         return 1 / math.sqrt(sum(stream == self._streams[path] for stream in self._streams.values()))

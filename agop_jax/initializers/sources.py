@@ -102,7 +102,7 @@ class Covariance:
 
 
 def require_life(layer: LayerFeatures, name: str, trace: Any) -> None:
-    """From a matrix of zeros nothing but zeros could be drawn.
+    """Refuses a matrix of zeros, from which only zeros could be drawn.
 
     The AGOP of a layer is zero where no output depends on it, its NFM where its weights are zero.
     """

@@ -79,7 +79,7 @@ def patches(site: Site, inputs: Array) -> Array:
 
 
 def all_patches(site: Site, record: Record) -> Array:
-    """Of one chunk."""
+    """The patches of one chunk."""
     return patches(site, record.inputs)
 
 
@@ -101,7 +101,7 @@ def moments(site: Site, record: Record) -> tuple[Array, Array, Array]:
 
 
 def spectra(parts: Sequence[tuple[Any, Any, Any]], number: int) -> list[Spectrum]:
-    """Of each matrix, from the moments of all chunks: the `number` leading eigenvectors."""
+    """The spectrum of each matrix, with `number` leading eigenvectors, from the moments of all chunks."""
     counts, means, seconds = (np.asarray(part, np.float64) for part in map(np.stack, zip(*parts, strict=True)))
     weights = counts / counts.sum()
     mean = np.einsum("n,ngk->gk", weights, means)
@@ -120,7 +120,7 @@ def _spectrum(mean: np.ndarray, covariance: np.ndarray, number: int) -> Spectrum
 
 
 def spectra_of_few(parts: Sequence[Any]) -> list[Spectrum]:
-    """The same from the patches themselves, where there are fewer than k: from their singular values."""
+    """The spectrum of each matrix from the singular values of its patches, of which there are fewer than k."""
     return [_spectrum_of_few(rows) for rows in np.concatenate(jax.device_get(list(parts)), axis=1).astype(np.float64)]
 
 

@@ -118,7 +118,7 @@ def _pytorch(file: str, model: Mapping[str, Any], channels: int, state: State) -
 
 
 def _changes(kind: Any, model: Mapping[str, Any], channels: int) -> list[str]:
-    """Where the network differs from torchvision's of the same name."""
+    """The lines that change torchvision's network of the same name to this one."""
     lines = []
     if kind is VGG and model["head"] == "mean":
         lines.append("model.avgpool = torch.nn.AdaptiveAvgPool2d(1)")
