@@ -44,15 +44,15 @@ def compare(paths: list[str], out: str) -> Path:
 
 def donor_free(inits: Iterable[str]) -> set[str]:
     """Those on which no donor has any influence; a method that is not registered here may have any."""
-    found = set()
+    names = set()
     for init in inits:
         try:
             method = get_method(init)
         except UserError:
             continue
         if not method.uses_donor:
-            found.add(init)
-    return found
+            names.add(init)
+    return names
 
 
 if __name__ == "__main__":

@@ -53,10 +53,10 @@ def parse(argv: Sequence[str]) -> list[str]:
     for name in ("config", "workdir"):
         if not getattr(flags.FLAGS, name):
             raise UserError(f"--{name} is missing. {__doc__}")
-    given = [name for name in ("coordinator", "num_processes", "process_id") if getattr(flags.FLAGS, name) is not None]
-    if given and len(given) < 3:
+    names = [name for name in ("coordinator", "num_processes", "process_id") if getattr(flags.FLAGS, name) is not None]
+    if names and len(names) < 3:
         raise UserError(
-            f"wanted --coordinator, --num_processes and --process_id together, got --{' and --'.join(given)}"
+            f"wanted --coordinator, --num_processes and --process_id together, got --{' and --'.join(names)}"
         )
     return rest
 

@@ -21,8 +21,8 @@ from agop_jax import models
 from agop_jax.core import files
 from agop_jax.data import Pipeline, load, subset
 from agop_jax.results import pictures
+from agop_jax.training import Run, Settings, Trainer, train
 from agop_jax.training.device_data import DeviceData
-from agop_jax.training.loop import Run, Settings, Trainer, train
 
 
 def main(name: str, data: str, steps: str, rate: str, out: str, width: str = "1") -> None:

@@ -22,7 +22,7 @@ from agop_jax.core.errors import UserError
 from agop_jax.core.networks import open_network
 from agop_jax.data import Pipeline, Split
 from agop_jax.features.steps import MAX_UNROLLED, Steps
-from agop_jax.training.loop import Settings, Trainer
+from agop_jax.training import Settings, Trainer
 from benchmarks import costs, h100, hlo, tables
 from benchmarks.tables import Row, Table
 

@@ -10,17 +10,17 @@ from typing import Any
 import jax
 
 from agop_jax import main
-from agop_jax.training import loop
+from agop_jax.training import Trainer
 
-_step = loop.Trainer.step
+_step = Trainer.step
 
 
-def _only_step(trainer: loop.Trainer, *arguments: Any) -> None:
+def _only_step(trainer: Trainer, *arguments: Any) -> None:
     jax.block_until_ready(_step(trainer, *arguments))
     print(time.time(), flush=True)
     os._exit(0)
 
 
 if __name__ == "__main__":
-    loop.Trainer.step = _only_step
+    Trainer.step = _only_step
     main.run()

@@ -15,7 +15,7 @@ import numpy as np
 
 from agop_jax import models
 from agop_jax.data import Pipeline, Split
-from agop_jax.training.loop import Settings, Trainer
+from agop_jax.training import Settings, Trainer
 
 SEEDS, STEPS, REPEATS = 4, 10, 5
 NETWORKS = {"8 x 8 digits": ((16, 32, 64), (8, 8, 1)), "32 x 32 colour": ((32, 64, 128, 128), (32, 32, 3))}

@@ -28,8 +28,8 @@ from agop_jax.experiments.sweep import Sweep
 from agop_jax.experiments.sweep_tables import Cell
 from agop_jax.results.tables import read_results
 from agop_jax.rfm import RFM, ConvRFM
+from agop_jax.training import Run, Settings, Trainer, train
 from agop_jax.training.device_data import DeviceData
-from agop_jax.training.loop import Run, Settings, Trainer, train
 from agop_jax.training.resumable import Stopped, stoppable
 
 STEPS = 50

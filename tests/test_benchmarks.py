@@ -15,7 +15,7 @@ from agop_jax.data import Pipeline, Split
 from agop_jax.features import grams
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.taps import tap
-from agop_jax.training.loop import Settings, Trainer
+from agop_jax.training import Settings, Trainer
 from benchmarks import costs, features, limits, networks, run, tables, timing
 from benchmarks.tables import Headline, Row, Table
 from benchmarks.timing import Spread

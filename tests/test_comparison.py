@@ -14,11 +14,12 @@ from test_report import Tags
 from agop_jax import compare
 from agop_jax.core import files
 from agop_jax.experiments.experiment import run
-from agop_jax.experiments.settings import Config, DonorConfig, ModelConfig, RecipientConfig
+from agop_jax.experiments.sections import DonorConfig, ModelConfig, RecipientConfig
+from agop_jax.experiments.settings import Config
 from agop_jax.results import setting_names, tables
 from agop_jax.results.bootstrap import Task, common_inits, improvement_probability, mean_ranks
 from agop_jax.results.tables import Setting
-from agop_jax.training.loop import Settings
+from agop_jax.training import Settings
 
 HE = "kaiming_normal"
 HALF = "resnet20 \N{MULTIPLICATION SIGN} 0.5"

@@ -11,7 +11,7 @@ from agop_jax.experiments import experiment
 from agop_jax.experiments.settings import Config
 from agop_jax.results import setting_names
 from agop_jax.results.tables import Setting
-from agop_jax.training import loop
+from agop_jax.training import trainer
 
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(FOLDER.glob("*.py"))
@@ -72,7 +72,7 @@ RUNS = [
 
 @pytest.mark.parametrize("path", RUNS)
 def test_quick_run(path, stand_in, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "EVALUATION_BATCH", 50)  # the stand-ins are small
+    monkeypatch.setattr(trainer, "EVALUATION_BATCH", 50)  # the stand-ins are small
     config = read(path, "quick")
     count = 2 * max(*config.recipients.train_sizes, 100)
     for field in (config.data, config.donor):

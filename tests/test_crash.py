@@ -24,8 +24,8 @@ from agop_jax import models
 from agop_jax.core import arrays
 from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline, load, subset
+from agop_jax.training import Settings, Trainer
 from agop_jax.training.device_data import DeviceData
-from agop_jax.training.loop import Settings, Trainer
 from agop_jax.training.resumable import Stopped, stoppable, train_resumable
 
 ROOT = Path(__file__).parent.parent

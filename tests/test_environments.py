@@ -9,7 +9,7 @@ from agop_jax.core import files
 from agop_jax.core.errors import UserError
 from agop_jax.experiments import environments, experiment
 from agop_jax.experiments.config import experiment_config, shrink
-from agop_jax.results import tables
+from agop_jax.results.work import read_environments
 
 
 def run(directory, seeds: int) -> str:
@@ -64,9 +64,9 @@ def test_rows_of_versions_that_recorded_none(tmp_path):
     rows = [{"environment": ""}, {}, {"environment": "0123abcd"}]
     line = {"environment": "0123abcd", "jax": "0.2"}
     (tmp_path / "environments.jsonl").write_text(json.dumps(line) + "\n")
-    assert tables.read_environments(tmp_path, rows) == [{"recipients": 2, "jax": "0.1"}, {"recipients": 1, **line}]
+    assert read_environments(tmp_path, rows) == [{"recipients": 2, "jax": "0.1"}, {"recipients": 1, **line}]
     (tmp_path / "environment.json").unlink()
-    assert tables.read_environments(tmp_path, rows)[0] == {"recipients": 2, "device": "not recorded"}
+    assert read_environments(tmp_path, rows)[0] == {"recipients": 2, "device": "not recorded"}
     (tmp_path / "environments.jsonl").write_text("{broken\n")
     with pytest.raises(UserError, match=r"environments\.jsonl: wanted one JSON object with 'environment' a line"):
-        tables.read_environments(tmp_path, rows)
+        read_environments(tmp_path, rows)

@@ -9,7 +9,7 @@ from agop_jax import models
 from agop_jax.data import Pipeline, Split
 from agop_jax.features.extraction import extract
 from agop_jax.initializers.model import initialize
-from agop_jax.training.loop import Settings, Trainer
+from agop_jax.training import Settings, Trainer
 
 CLASSES, BATCH = 2, 2
 # the smallest images of each model, and fields that keep it quick

@@ -11,8 +11,8 @@ from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline, load, subset
 from agop_jax.features.matrix import FeatureMatrix
 from agop_jax.results import feature_figures
+from agop_jax.training import Run, Settings, Trainer, train
 from agop_jax.training.device_data import DeviceData
-from agop_jax.training.loop import Run, Settings, Trainer, train
 
 
 @pytest.fixture(scope="module")

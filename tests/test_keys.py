@@ -10,13 +10,13 @@ import pytest
 from agop_jax.core import trees
 from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline, batch_indices, load, pipeline
-from agop_jax.experiments import donors, experiment, recipients, settings
+from agop_jax.experiments import donors, experiment, recipients, sections, settings
 from agop_jax.experiments.config import experiment_config
 from agop_jax.experiments.keys import Role, key, stream
 from agop_jax.experiments.recipients import Comparison
 from agop_jax.experiments.sweep_tables import sweep_cells
 from agop_jax.initializers.model import Initialization
-from agop_jax.training.loop import Trainer
+from agop_jax.training import Trainer
 
 
 def test_no_two_roles_share_a_stream():
@@ -123,4 +123,4 @@ def test_random_labels_are_the_training_labels_in_an_order_of_their_seed():
 
 def test_only_a_donor_trained_here_has_random_labels():
     with pytest.raises(UserError, match=r"donor\.random_labels"):
-        settings.DonorConfig(source="npz:donor.npz", random_labels=True)
+        sections.DonorConfig(source="npz:donor.npz", random_labels=True)

@@ -29,7 +29,7 @@ from agop_jax.features.taps import tap
 from agop_jax.initializers import INITIALIZERS, coupling, kernel_init, scaling, whitening
 from agop_jax.initializers.registry import get_method
 from agop_jax.rfm import RFM, pivots, solvers
-from agop_jax.training.loop import Settings, Trainer
+from agop_jax.training import Settings, Trainer
 
 PLATFORMS = ("cuda", "tpu")
 NOTHING = {platform: set() for platform in PLATFORMS}
@@ -309,7 +309,7 @@ COMPILED = {  # where the package compiles: what of it is lowered here
     "rfm/deep.py": "patches, as in extraction",
     "rfm/pivots.py": "the preconditioner",
     "rfm/solvers.py": "steps of conjugate gradients",
-    "training/loop.py": "training, evaluation, the start of the optimiser",
+    "training/trainer.py": "training, evaluation, the start of the optimiser",
 }
 COMPILERS = {"jit", "pjit", "pmap", "shard_map", "traced", "within_memory", "compile_within_memory"}
 ASKS_WHERE_IT_RUNS = {

@@ -14,8 +14,8 @@ import pytest
 
 import agop_jax
 from agop_jax.data import Dataset, Pipeline, Split
+from agop_jax.training import Run, Settings, Trainer, train
 from agop_jax.training.device_data import DeviceData
-from agop_jax.training.loop import Run, Settings, Trainer, train
 from agop_jax.training.resumable import train_resumable
 
 MODES = {

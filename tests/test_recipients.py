@@ -21,7 +21,7 @@ from agop_jax.experiments.sweep_tables import Cell
 from agop_jax.initializers import model
 from agop_jax.results import tables
 from agop_jax.results.tables import Setting
-from agop_jax.training.loop import Settings, Trainer
+from agop_jax.training import Settings, Trainer
 
 TWELVE = (
     "kaiming_normal",

@@ -14,7 +14,7 @@ from agop_jax.core.errors import UserError
 from agop_jax.experiments import donors, experiment, workdir
 from agop_jax.experiments.config import experiment_config, shrink
 from agop_jax.experiments.settings import Config
-from agop_jax.training import loop
+from agop_jax.training import trainer
 
 
 def make_config(stages: str, **fields):
@@ -68,7 +68,7 @@ def test_train_only_from_what_is_stored(extracted, tmp_path, monkeypatch):
     shutil.copytree(extracted, directory)
     before = contents(directory / "donor") | contents(directory / "features")
     monkeypatch.setattr(donors, "extract", None)  # no stage left to extract in
-    monkeypatch.setattr(loop, "EVALUATION_BATCH", 100)
+    monkeypatch.setattr(trainer, "EVALUATION_BATCH", 100)
     config = make_config("recipients,report")
     config.recipients.inits = ("kaiming_normal", "nfm", "coupled_nfm")
     experiment.run(config, directory)

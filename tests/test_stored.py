@@ -20,8 +20,8 @@ from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline, Split, StoredSplit, batch_indices, folder, load, sources, stored, stored_batches
 from agop_jax.experiments.donors import network_batches
 from agop_jax.experiments.experiment import describe
+from agop_jax.training import Run, Settings, Trainer, train
 from agop_jax.training.device_data import DeviceData
-from agop_jax.training.loop import Run, Settings, Trainer, train
 from agop_jax.training.resumable import Stopped, stoppable, train_resumable
 
 pytest.importorskip("grain", reason="needs the extra 'stream'")
@@ -339,9 +339,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from agop_jax.data import Pipeline, StoredSplit, load, subset
-import agop_jax.training.loop
 from agop_jax.training.device_data import DeviceData
-from agop_jax.training.loop import Run, Settings, Trainer, train
+from agop_jax.training import Run, Settings, Trainer, train
+from agop_jax.training import trainer as trainer_module
 
 class Tiny(nn.Module):
     @nn.compact
@@ -361,7 +361,7 @@ def epoch(trainer, steps=80):
     train(trainer, run, data, indices, 0.01, 0, lambda run, step: seen.append(resident()))
     return max(seen)
 
-agop_jax.training.loop.EVALUATION_BATCH = 8  # intermediate results of 50 such images would take more than the data may
+trainer_module.EVALUATION_BATCH = 8  # intermediate results of 50 such images would take more than the data may
 dataset = load(sys.argv[1], validation=0.02, memory=2.0**-30)
 trainer = new_trainer()
 epoch(trainer, steps=2)  # what the program itself takes

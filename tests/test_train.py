@@ -8,8 +8,9 @@ import pytest
 
 from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline, Split, batch_indices
+from agop_jax.training import Run, Settings, Trainer, train
 from agop_jax.training.device_data import DeviceData
-from agop_jax.training.loop import Run, Settings, Trainer, accuracy_at, train
+from agop_jax.training.loop import accuracy_at
 from agop_jax.training.settings import due
 
 PIPELINE = Pipeline((0.5,), (0.25,))

@@ -151,8 +151,8 @@ class Study(NamedTuple):
         if known:
             rows += self._compare(path, {"centred_both": matrix - start}, Side(matrix - start, gram), now)
             identity = np.broadcast_to(np.eye(start.shape[-1]), gram.shape)
-            found = similarity(matrix, Spectrum.of(Side(start, identity)), np.ones(1))
-            rows.append(_row(path, "initial", 1.0, found, 0))
+            course = similarity(matrix, Spectrum.of(Side(start, identity)), np.ones(1))
+            rows.append(_row(path, "initial", 1.0, course, 0))
         return rows
 
     def _compare(
@@ -165,10 +165,10 @@ class Study(NamedTuple):
         resampled = [Spectrum.of(side._replace(gram=gram)) for gram in self._resampled(batches)]
         rows = []
         for name, factor in factors.items():
-            found, null = similarity(factor, true, powers), [similarity(factor, x, powers) for x in turned]
-            rows += [_row(path, name, power, found, i, null) for i, power in enumerate(self.powers)]
-            best = fixed + _best(found, fixed)
-            row = _row(path, name, powers[best], found, best, [_at_best(x, fixed) for x in null])
+            course, null = similarity(factor, true, powers), [similarity(factor, x, powers) for x in turned]
+            rows += [_row(path, name, power, course, i, null) for i, power in enumerate(self.powers)]
+            best = fixed + _best(course, fixed)
+            row = _row(path, name, powers[best], course, best, [_at_best(x, fixed) for x in null])
             each = [CANDIDATES[_best(similarity(factor, x, CANDIDATES))] for x in resampled]
             low, high = np.percentile(each, [2.5, 97.5]) if each else (np.nan, np.nan)
             rows.append(row | {"fitted": 1, "power_low": float(low), "power_high": float(high)})
@@ -244,18 +244,18 @@ def _best(course: Course, skip: int = 0) -> int:
 
 
 def _at_best(course: Course, skip: int) -> Course:
-    """The same values at each place, so that `_row` finds those of this draw's own best power."""
+    """The values at a draw's own best power, repeated at every index, whichever `_row` reads."""
     best = skip + _best(course, skip)
     return Course(*(np.full_like(values, values[best]) for values in course))
 
 
 def _row(
-    path: str, comparison: str, power: float, found: Course, index: int, null: Sequence[Course] | None = None
+    path: str, comparison: str, power: float, course: Course, index: int, null: Sequence[Course] | None = None
 ) -> Row:
     row: Row = {"layer": path, "comparison": comparison, "power": float(power), "fitted": 0}
     row |= {"power_low": np.nan, "power_high": np.nan}
     for name in Course._fields:
-        row[name] = float(getattr(found, name)[index])
+        row[name] = float(getattr(course, name)[index])
         drawn = [getattr(draw, name)[index] for draw in null or ()]
         row[f"null_{name}_mean"] = float(np.mean(drawn)) if drawn else np.nan
         row[f"null_{name}_95"] = float(np.percentile(drawn, 95)) if drawn else np.nan

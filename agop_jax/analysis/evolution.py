@@ -47,8 +47,8 @@ class FeatureEvolution:
             self._extract(run.state.variables, step)
 
     def _extract(self, variables: Any, step: int) -> None:
-        found = self._extractor(variables)
-        self.features[step] = {path: found[path] for path in trees.select(found, self._layers)}
+        features = self._extractor(variables)
+        self.features[step] = {path: features[path] for path in trees.select(features, self._layers)}
 
     def rows(self) -> list[Row]:
         """For each step, layer and matrix ('nfm', 'agop'): Pearson and cosine with the last step's, effective rank."""
@@ -62,9 +62,10 @@ class FeatureEvolution:
             for path, layer in features.items():
                 for name in ("nfm", "agop"):
                     matrix, final = getattr(layer, name), getattr(last[path], name)
-                    found = {key: float(np.mean(value)) for key, value in matrix.correlate(final)._asdict().items()}
+                    correlation = matrix.correlate(final)._asdict()
+                    means = {key: float(np.mean(value)) for key, value in correlation.items()}
                     place = {"step": step, "layer": path, "matrix": name}
-                    rows.append({**place, **found, "effective_rank": effective_rank(matrix)})
+                    rows.append({**place, **means, "effective_rank": effective_rank(matrix)})
         return rows
 
 

@@ -16,11 +16,12 @@ from agop_jax.core.compilation import jit
 from agop_jax.core.errors import UserError
 from agop_jax.core.networks import open_network
 from agop_jax.core.types import Array, Float, Images
+from agop_jax.features.evaluation import Record
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.matrix import FeatureMatrix
 from agop_jax.features.patches import matrix_to_kernel
 from agop_jax.features.sites import Site
-from agop_jax.features.taps import Record, tap
+from agop_jax.features.taps import tap
 
 EVERY = ".*"  # also of a network without convolutions
 
@@ -78,7 +79,7 @@ def feature_maps(
 def _convolutions(
     model: Any, variables: Any, images: Images, layers: str, apply_kwargs: Mapping[str, Any]
 ) -> dict[str, tuple[Site, Record, Array | None]]:
-    """Of every chosen layer with a kernel (kh, kw, cin, cout): its first product, what that did, and its bias."""
+    """{layer: (site, record, bias) of its first product}, of the chosen layers with a kernel (kh, kw, cin, cout)."""
     network, images = open_network(model, variables, apply_kwargs=apply_kwargs), jnp.asarray(images)
     tapped = tap(network, images)
     kernels = tapped.kernels(network.params, network.others)

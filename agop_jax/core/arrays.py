@@ -62,7 +62,7 @@ def save_arrays(path: str | os.PathLike, tree: Mapping[str, Any], metadata: Mapp
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that write arrays."""
+    """Versions of the libraries that write arrays."""
     return {"jax": jax.__version__, "flax": flax.__version__, "orbax": ocp.__version__}
 
 
@@ -173,10 +173,11 @@ def _check_files(path: Path, stated: Mapping[str, list[int]]) -> None:
 
 def _check_shapes(path: Path, stated: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
     """Before Orbax reads: it cuts or pads some arrays to the shape asked for, and fails asynchronously at others."""
-    wanted, there = ({name: array.shape for name, array in trees.flatten(tree).items()} for tree in (stated, stored))
-    for name in sorted(wanted.keys() | there.keys()):
-        if wanted.get(name) != there.get(name):
-            what = f"wanted {name} of shape {wanted.get(name, 'none')}, got {there.get(name, 'none')}"
+    shapes_of = lambda tree: {name: array.shape for name, array in trees.flatten(tree).items()}
+    expected, actual = shapes_of(stated), shapes_of(stored)
+    for name in sorted(expected.keys() | actual.keys()):
+        if expected.get(name) != actual.get(name):
+            what = f"wanted {name} of shape {expected.get(name, 'none')}, got {actual.get(name, 'none')}"
             raise UserError(f"{str(path)!r}: {what}: {METADATA} and {ARRAYS} are of different saves, restore either")
 
 

@@ -64,7 +64,7 @@ def _under_default_promotion(function: Callable[..., Any]) -> Callable[..., Any]
 
 
 def compiler_options() -> dict[str, Any]:
-    """Of XLA, for the default backend; none where the installed jaxlib does not know them."""
+    """Options of XLA for the default backend; none where the installed jaxlib does not know them."""
     return _cpu_options() if jax.default_backend() == "cpu" else {}
 
 
@@ -109,9 +109,9 @@ def compile_within_memory(
     compiled, free = lowered.compile(compiler_options()), hosts.least(free_bytes())
     if needed_bytes(compiled) > min(free, ample) and jax.default_backend() == "cpu":
         compiled = lowered.compile(compiler_options() | FRUGAL)
-    wanted = needed_bytes(compiled)
-    if wanted > free:
-        raise TooLarge(f"{what} needs {wanted / GIB:.2f} GiB of memory, {free / GIB:.2f} GiB are free: {remedy}")
+    need = needed_bytes(compiled)
+    if need > free:
+        raise TooLarge(f"{what} needs {need / GIB:.2f} GiB of memory, {free / GIB:.2f} GiB are free: {remedy}")
     return compiled
 
 
@@ -146,7 +146,7 @@ def needed_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def free_bytes() -> int | float:
-    """Of the fullest device of this process; infinity where they do not tell."""
+    """Free bytes of the fullest device of this process; infinity where devices do not tell."""
     return min(map(_free_bytes, jax.local_devices()))
 
 

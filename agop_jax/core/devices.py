@@ -37,7 +37,7 @@ def on_purpose(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def only(devices: Sequence[Device]) -> Iterator[None]:
-    """Within it meshes are made of these devices of this process, which works alone; a thread's own choice."""
+    """A context in which meshes are of these devices, and this process works alone; each thread has its own choice."""
     token = _CHOSEN.set(tuple(devices))
     try:
         # said of the default device, it would have everything that was compiled before compile again
@@ -68,9 +68,9 @@ def mesh_for(batch_size: int) -> Mesh:
     present = min(map(len, processes))
     used = next(number for number in range(present, 0, -1) if share % number == 0)
     if used < present:
-        found = f"{used * len(processes)} of {sum(map(len, processes))} devices"
-        said = "batch_size %d is divided over %s: more with a multiple of their number"
-        logging.log_first_n(logging.WARNING, said, 1, batch_size, found)
+        part = f"{used * len(processes)} of {sum(map(len, processes))} devices"
+        message = "batch_size %d is divided over %s: more with a multiple of their number"
+        logging.log_first_n(logging.WARNING, message, 1, batch_size, part)
     return _mesh([device for devices in processes for device in devices[:used]])
 
 
@@ -85,12 +85,12 @@ def _mesh(devices: list[Device]) -> Mesh:
 
 
 def divided(over: Mesh) -> NamedSharding:
-    """Of arrays whose first axis is that of the images."""
+    """The sharding of arrays whose first axis is divided over the devices."""
     return NamedSharding(over, PartitionSpec(AXIS))
 
 
 def whole(over: Mesh) -> NamedSharding:
-    """Of arrays that lie on every device."""
+    """The sharding of arrays that lie whole on every device."""
     return NamedSharding(over, PartitionSpec())
 
 

@@ -45,7 +45,7 @@ def read_folder(argument: str, size: int, limit: int) -> Source:
 
 
 def _folders(root: Path) -> dict[str, Path]:
-    """Where the pictures of each split lie."""
+    """{split: directory of its pictures}."""
     if not (root / "train").is_dir() and not (root / "test").is_dir():
         return {"train": root}
     if (root / "val" / "val_annotations.txt").is_file():

@@ -120,9 +120,9 @@ def common_shape(name: str | Path, headers: list[Header], size: int) -> tuple[in
     if size:
         return size, size, channels
     if len(shapes) > 1:
-        found = ", ".join(f"{h} x {w}" for h, w in sorted(shapes)[:3])
+        sizes = ", ".join(f"{h} x {w}" for h, w in sorted(shapes)[:3])
         raise UserError(
-            f"data set {str(name)!r}: its pictures have {len(shapes)} sizes ({found}, ...): state the side of the "
+            f"data set {str(name)!r}: its pictures have {len(shapes)} sizes ({sizes}, ...): state the side of the "
             "squares they shall be brought to, --config.data.size=64"
         )
     return *shapes.pop(), channels

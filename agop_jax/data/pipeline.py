@@ -39,7 +39,7 @@ class Pipeline:
 
     @classmethod
     def of(cls, dataset: Dataset, *, rgb: bool = False, **fields: Any) -> "Pipeline":
-        """With the constants of this data set's training split, before any resize.
+        """The pipeline with the constants of this data set's training split, before any resize.
 
         Args:
           dataset: what the pipeline is for.

@@ -27,10 +27,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("name", help=", ".join(prepared.NAMES))
     parser.add_argument("--data_dir", type=Path, default=prepared.data_dir(), help="where to (default: %(default)s)")
     parser.add_argument("--manual_dir", type=Path, help=MANUAL)
-    found = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     logging.set_verbosity(logging.ERROR)
     try:
-        print(prepare(found.name, found.data_dir.expanduser(), found.manual_dir))
+        print(prepare(options.name, options.data_dir.expanduser(), options.manual_dir))
     except UserError as error:
         print(f"agop_jax: {error}", file=sys.stderr)
         sys.exit(2)
@@ -73,8 +73,8 @@ def prepare(name: str, data_dir: Path, manual_dir: Path | None = None) -> Path:
 
 
 def _require_extras(name: str) -> None:
-    wanted = {"tensorflow_datasets": "tfds"} | ({} if name == "tiny_imagenet" else {"tensorflow": "prepare"})
-    for module, extra in wanted.items():
+    extras = {"tensorflow_datasets": "tfds"} | ({} if name == "tiny_imagenet" else {"tensorflow": "prepare"})
+    for module, extra in extras.items():
         if importlib.util.find_spec(module) is None:
             raise UserError(f"preparing {name} needs {module}: pip install 'agop_jax[{extra}]'")
 

@@ -25,7 +25,7 @@ def data_dir() -> Path:
 
 
 def find(name: str, directory: Path) -> Path | None:
-    """Where the newest prepared version of a data set is, or None."""
+    """The directory of the newest prepared version of a data set, or None."""
     versions = [path.parent for path in (directory / name).glob("[0-9]*.[0-9]*.[0-9]*/dataset_info.json")]
     return max(versions, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
 

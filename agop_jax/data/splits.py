@@ -171,5 +171,5 @@ def check_split(name: str | Path, part: str, split: AnySplit) -> None:
 
 
 def memory_bytes() -> int | float:
-    """Of this machine's main memory, or of the container's share where that is less."""
+    """Bytes of this machine's main memory, or of the container's share where that is less."""
     return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), containers.limit_bytes())

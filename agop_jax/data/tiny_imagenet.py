@@ -140,6 +140,6 @@ def _is_image(parts: tuple[str, ...], depth: int) -> bool:
     return len(parts) == depth and parts[0] == ROOT and parts[-1].upper().endswith(".JPEG")
 
 
-def _layout(archive: Path, found: str) -> UserError:
-    wanted = f"{ROOT}/train/WNID/images/*.JPEG, {ROOT}/val/images/*.JPEG and {ROOT}/val/val_annotations.txt"
-    return UserError(f"{str(archive)!r}: wanted {wanted}, got {found}")
+def _layout(archive: Path, contents: str) -> UserError:
+    layout = f"{ROOT}/train/WNID/images/*.JPEG, {ROOT}/val/images/*.JPEG and {ROOT}/val/val_annotations.txt"
+    return UserError(f"{str(archive)!r}: wanted {layout}, got {contents}")

@@ -17,7 +17,7 @@ from agop_jax.experiments.sweep_tables import Cell
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.taps import tap
 from agop_jax.initializers.registry import get_method
-from agop_jax.training.loop import Trainer
+from agop_jax.training.trainer import Trainer
 
 BATCH = 250  # images in one forward pass of the probe
 
@@ -81,7 +81,7 @@ def _features(network: Network, trainer: Trainer, split: AnySplit) -> Labelled:
 
 
 def _batches(split: AnySplit) -> Iterable[np.ndarray]:
-    """Of one size, for one compilation; the last is filled with its split's first images."""
+    """Batches of one size, for one compilation; the last is filled up with the split's first images."""
     for start in range(0, len(split.labels), BATCH):
         yield np.asarray(split.take(np.arange(start, start + BATCH) % len(split.labels)).load().images)
 

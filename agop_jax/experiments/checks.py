@@ -42,7 +42,7 @@ class Outline:
 
 
 def outline(model: nn.Module, pipeline: Pipeline, shape: Sequence[int], num_classes: int) -> Outline:
-    """Of a network that sees stored images (h, w, c) through a pipeline.
+    """The outline of a network that sees stored images (h, w, c) through a pipeline.
 
     Raises:
       UserError: the network does not take such images.
@@ -139,7 +139,7 @@ def _check_method(config: Config, init: str) -> None:
 
 
 def _check_drawn(init: str, recipient: Outline, chosen: Sequence[str]) -> None:
-    """Of a recursive feature machine, which knows no donor and draws convolutions alone."""
+    """Checks the layers of a recursive feature machine, which draws convolutions alone."""
     for path in chosen:
         if len(recipient.kernels[path]) < 3:
             raise UserError(
@@ -148,7 +148,7 @@ def _check_drawn(init: str, recipient: Outline, chosen: Sequence[str]) -> None:
 
 
 def _check_inputs(init: str, recipient: Shape, donor: Shape) -> None:
-    """Of a coupled init, which compares the donor's and the recipient's activations position by position."""
+    """Checks the inputs of a coupled init, which compares activations of donor and recipient by position."""
     if recipient[-1] != donor[-1]:
         wants = f"wants {donor[-1]} channels, got {recipient[-1]}"
         raise UserError(f"init {init!r} shows its images to the donor, which {wants}")

@@ -36,8 +36,9 @@ from agop_jax.initializers.registry import get_method
 from agop_jax.models.pretrained import Pretrained, load_pretrained, save_pretrained
 from agop_jax.training.curves import write_curves
 from agop_jax.training.device_data import DeviceData, on_devices
-from agop_jax.training.loop import Run, Trainer
+from agop_jax.training.loop import Run
 from agop_jax.training.resumable import train_resumable
+from agop_jax.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class DonorNetwork:
 
 
 def pipeline_for(config: Config, dataset: Dataset, resize: int = 0) -> Pipeline:
-    """From stored images to what a network sees, by `config.data`; `resize` comes before that of the config."""
+    """The pipeline from stored images to what a network sees, by `config.data`; a `resize` above 0 replaces its own."""
     data = config.data
     return Pipeline.of(dataset, rgb=data.rgb, pad=data.pad, flip=data.flip, resize=resize or data.resize)
 

@@ -56,7 +56,7 @@ def environment() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """Of the checkout this package is run from, if it is one."""
+    """The commit of the checkout that this package is run from, if it is one."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -104,7 +104,7 @@ def _describe_first(config: Config, dataset: Dataset, recipient_data: Dataset, d
 def _for_recipients(
     config: Config, donors: Mapping[int, Mapping[str, DonorNetwork]]
 ) -> dict[int, dict[str, DonorNetwork]]:
-    """By seed, the donor and its untrained twin with what recipients draw on."""
+    """{seed: the donor and its untrained twin, with what recipients draw on}."""
     network = any(method.needs_network for method in methods(config))
     layers = config.recipients.layers
     return {
@@ -207,14 +207,14 @@ def _check(config: Config, stages: list[str], donor: Outline, recipient_data: Da
 
 
 def _config_outline(config: Config, dataset: Dataset) -> Outline:
-    """Of a donor that is to be trained here."""
+    """The outline of a donor that is to be trained here."""
     pipeline = pipeline_for(config, dataset, config.donor.resize)
     network = config.model.network(dataset.num_classes)
     return checks.outline(network, pipeline, dataset.train.shape, dataset.num_classes)
 
 
 def _stored_outline(donor: DonorNetwork, dataset: Dataset) -> Outline:
-    """Of a donor that is known by its features alone."""
+    """The outline of a donor that is known by its features alone."""
     kernels = {path: layer.kernel.shape for path, layer in donor.features.items()}
     channels = len(donor.pipeline.mean)
     return Outline(kernels, (*dataset.train.shape[:2], channels), dataset.num_classes)
@@ -229,10 +229,10 @@ def _require_no_network(config: Config) -> None:
             )
 
 
-def _require(stages: list[str], stage: str, made: Path) -> None:
-    if stage not in stages and not made.exists():
+def _require(stages: list[str], stage: str, output: Path) -> None:
+    if stage not in stages and not output.exists():
         raise UserError(
-            f"config.stages leaves out {stage!r}, and {str(made)!r} is not there: run --config.stages={stage} in "
+            f"config.stages leaves out {stage!r}, and {str(output)!r} is not there: run --config.stages={stage} in "
             "this workdir first"
         )
 

@@ -29,7 +29,7 @@ from agop_jax.initializers.registry import get_method
 from agop_jax.models.pretrained import Pretrained, load_pretrained, save_pretrained
 from agop_jax.results import tables
 from agop_jax.results.tables import Setting
-from agop_jax.training.loop import Trainer
+from agop_jax.training.trainer import Trainer
 
 STATED = ("model", "mean", "std", "versions", "checksum")  # of metadata, what is no fact of a card
 
@@ -59,9 +59,9 @@ class Work:
           seed: of the donor; None for the experiment's own.
         """
         require_suffix(target)
-        made = self._directory(seed) / DONOR
-        donor = load_pretrained(self.config.model.name, f"orbax:{made}")
-        facts = {key: value for key, value in load_metadata(made).items() if key not in STATED}
+        directory = self._directory(seed) / DONOR
+        donor = load_pretrained(self.config.model.name, f"orbax:{directory}")
+        facts = {key: value for key, value in load_metadata(directory).items() if key not in STATED}
         facts = {"kind": "donor", "seed": self._donor_seed(seed), **facts}
         save_pretrained(target, donor, facts | self._classes(donor, self._data.get("donor", self._data)))
 
@@ -149,8 +149,8 @@ class Work:
         config = dataclasses.replace(self.config, seed=donor_seed, stages="recipients", recipients=section)
         own = dataclasses.replace(config, seed=self.config.seed)
         dataset = experiment.load_data(own, own.data.name)
-        made = experiment.make_donors(config, experiment.donor_dataset(own, dataset), dataset, path, "")
-        donors = {name: donor.for_recipients(section.layers, method.needs_network) for name, donor in made.items()}
+        networks = experiment.make_donors(config, experiment.donor_dataset(own, dataset), dataset, path, "")
+        donors = {name: donor.for_recipients(section.layers, method.needs_network) for name, donor in networks.items()}
         trainer = Trainer(
             own.model.network(dataset.num_classes, cell.setting.width), pipeline_for(own, dataset), own.train
         )

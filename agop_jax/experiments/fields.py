@@ -28,13 +28,13 @@ def unpack(section: type, values: Mapping[str, Any], name: str = "") -> Any:
     hints = typing.get_type_hints(section)
     if unknown := [key for key in values if key not in hints]:
         raise unknown_name(f"field of config{f'.{name}' if name else ''}", unknown[0], hints)
-    found = {}
+    fields = {}
     for key, value in values.items():
         path = f"{name}.{key}".strip(".")
         nested = dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping)
-        found[key] = unpack(hints[key], value, path) if nested else converted(path, value, hints[key])
+        fields[key] = unpack(hints[key], value, path) if nested else converted(path, value, hints[key])
     try:
-        return section(**found)
+        return section(**fields)
     except UserError as error:
         raise error if str(error).startswith("config.") or not name else UserError(f"config.{name}: {error}") from None
 
@@ -92,10 +92,10 @@ def hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def require(path: str, value: Any, holds: bool, wanted: str) -> None:
+def require(path: str, value: Any, holds: bool, domain: str) -> None:
     """A `UserError` that names the field where the condition does not hold."""
     if not holds:
-        raise UserError(f"config.{path}: wanted {wanted}, got {value!r}")
+        raise UserError(f"config.{path}: wanted {domain}, got {value!r}")
 
 
 def require_numbers(name: str, section: Any, fields: Iterable[str], least: int) -> None:
@@ -123,5 +123,5 @@ def require_local(values: Mapping[str, Any], prefix: str = "config") -> None:
 
 
 def url_error(field: str, url: str) -> UserError:
-    """For a URL where a path is wanted."""
+    """The error for a URL in place of a path."""
     return UserError(f"{field}: wanted a path on this machine, got the URL {url!r}: mount the bucket or copy it here")

@@ -49,18 +49,18 @@ def write_ansatz(
       images: (n, h, w, c), normalised for the donor.
       labels: (n,).
     """
-    wanted, outputs = config.ansatz, config.features.outputs
-    if (path / ANSATZ).exists() or not wanted.draws or config.features.method == "probe":
+    section, outputs = config.ansatz, config.features.outputs
+    if (path / ANSATZ).exists() or not section.draws or config.features.method == "probe":
         return
     rows = ansatz_report(
         donor.model,
         donor.variables,
         images,
         None if untrained is None else untrained.variables,
-        powers=tuple(wanted.powers),
+        powers=tuple(section.powers),
         layers=config.recipients.layers,
-        draws=wanted.draws,
-        resamples=wanted.resamples,
+        draws=section.draws,
+        resamples=section.resamples,
         outputs=outputs,
         labels=labels if outputs == "loss" else None,
         seed=stream(Role.ANSATZ, config.seed),
@@ -157,7 +157,7 @@ def _drawn(donor: DonorNetwork, picture: np.ndarray, layers: str) -> list[Entry]
             f"Heat maps of NFM and AGOP of {' and '.join(first_last)}.",
         )
     ]
-    maps = {name: found[0] for name, found in _feature_maps(donor, images, layers).items()}
+    maps = {name: batch[0] for name, batch in _feature_maps(donor, images, layers).items()}
     if not maps:
         return drawn
     chosen = _spread(list(maps), SHOWN)
@@ -175,7 +175,7 @@ def _drawn(donor: DonorNetwork, picture: np.ndarray, layers: str) -> list[Entry]
         ),
         (
             "donor_transforms",
-            feature_figures.transform_grid(picture, {name: np.asarray(found[0]) for name, found in seen.items()}),
+            feature_figures.transform_grid(picture, {name: np.asarray(batch[0]) for name, batch in seen.items()}),
             "A picture through the square root of each layer's AGOP: the norm of AGOP^(1/2) x for every patch x of the "
             "layer's input. Bright is what the network's output is sensitive to at this layer.",
             f"A picture beside its transforms by {', '.join(chosen)}.",
@@ -191,7 +191,7 @@ def _drawn(donor: DonorNetwork, picture: np.ndarray, layers: str) -> list[Entry]
 
 
 def _machine_pictures(donor: DonorNetwork, machine: Callable[[int], Rounds]) -> list[Entry]:
-    """Of a machine on patches of the donor's first convolution; none where those are not square."""
+    """Pictures of a machine on patches of the donor's first convolution; none where those are not square."""
     first = next((layer for layer in donor.features.values() if layer.kernel.ndim == 4), None)
     if first is None or first.groups > 1 or first.kernel.shape[0] != first.kernel.shape[1]:
         return []
@@ -228,7 +228,7 @@ def _require_size(donor: DonorNetwork, images: Any) -> None:
 
 
 def _feature_maps(donor: DonorNetwork, images: Any, layers: str) -> Mapping[str, Any]:
-    """Of the chosen convolutions; none of a network without any."""
+    """The feature maps of the chosen convolutions; none of a network without any."""
     every = transforms.feature_maps(donor.model, donor.variables, images)
     return {name: every[name] for name in trees.select(every, layers)} if every else {}
 

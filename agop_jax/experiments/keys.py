@@ -34,7 +34,7 @@ def stream(role: Role, seed: int) -> int:
 
 
 def key(role: Role, seed: int) -> PRNGKey:
-    """The same as a key of JAX."""
+    """The key of JAX for a role and a seed."""
     return jax.random.key(np.uint32(stream(role, seed)))
 
 

@@ -9,7 +9,8 @@ from absl import logging
 
 from agop_jax.core.types import PRNGKey
 from agop_jax.data import AnySplit, Dataset, Pipeline
-from agop_jax.experiments.settings import Config, MachineConfig
+from agop_jax.experiments.sections import MachineConfig
+from agop_jax.experiments.settings import Config
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.matrix import FeatureMatrix
 
@@ -26,7 +27,7 @@ def drawn_features(
     key: PRNGKey,
     layers: str,
 ) -> tuple[dict[str, LayerFeatures], float]:
-    """Of the convolutions of a network, layer after layer, and the seconds that it took.
+    """The features of the convolutions of a network, layer after layer, and the seconds that they took.
 
     Args:
       config: of the machines.

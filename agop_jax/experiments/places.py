@@ -19,8 +19,8 @@ from agop_jax.experiments.donors import pipeline_for
 from agop_jax.experiments.settings import Config
 from agop_jax.experiments.sweep_tables import Cell
 from agop_jax.training.device_data import DeviceData
-from agop_jax.training.loop import Trainer
 from agop_jax.training.resumable import Stopped
+from agop_jax.training.trainer import Trainer
 
 Item = TypeVar("Item")
 
@@ -46,7 +46,7 @@ class Place:
     halt: threading.Event = field(default_factory=threading.Event)
 
     def trainer(self, cell: Cell) -> Trainer:
-        """Of the recipients of a cell."""
+        """The trainer of the recipients of a cell."""
         return self.trainers[cell.setting.width, cell.setting.budget]
 
     def continues(self) -> None:

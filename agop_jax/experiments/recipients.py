@@ -33,8 +33,9 @@ from agop_jax.initializers.registry import get_method
 from agop_jax.models.pretrained import Pretrained, write_state
 from agop_jax.results import tables
 from agop_jax.training.device_data import on_devices
-from agop_jax.training.loop import Run, Trainer, accuracy_at
+from agop_jax.training.loop import Run, accuracy_at
 from agop_jax.training.resumable import train_resumable
+from agop_jax.training.trainer import Trainer
 
 SHARES = (5, 20, 100)  # per cent of the steps, after which `results.csv` states the accuracy
 OnStep = Callable[[Run, int], None]
@@ -62,7 +63,7 @@ class Comparison:
         return subset(self.dataset.train, cell.setting.train_size, stream(Role.RECIPIENT_IMAGES, seed))
 
     def name(self, cell: Cell, seed: int) -> str:
-        """Of a recipient's files."""
+        """The name of a recipient's files."""
         return tables.recipient_name(cell.init, cell.setting, seed, self.config.train.steps)
 
 
@@ -92,7 +93,7 @@ def start(comparison: Comparison, cell: Cell, seed: int, trainer: Trainer) -> dr
 
 
 def drawn(comparison: Comparison, cell: Cell, seed: int, trainer: Trainer) -> Initialization:
-    """The same recipient, of which nothing is kept."""
+    """A recipient at its start, of which nothing is kept."""
     return _fresh(comparison, cell, seed, trainer)[1]()
 
 
@@ -153,7 +154,7 @@ def _draw_path(comparison: Comparison, cell: Cell, seed: int) -> Path:
 def _drawn_features(
     comparison: Comparison, cell: Cell, seed: int, trainer: Trainer, variables: Variables
 ) -> dict[str, LayerFeatures]:
-    """From the recipient's own training images and their labels."""
+    """Features of machines on the recipient's own training images and their labels."""
     network, config = (trainer.model, variables, trainer.pipeline), comparison.config
     images, own_key = comparison.images(cell, seed), key(Role.RECIPIENT_DRAW, seed)
     options = comparison.dataset.train, images, own_key, config.recipients.layers

@@ -64,7 +64,7 @@ class Sweep:
             recipients.start(self.comparison, cell, seed, self.places[0].trainer(cell))
 
     def seeds(self, donor: int) -> range:
-        """Of a donor's recipients."""
+        """The seeds of a donor's recipients."""
         config = self.comparison.config
         return recipient_seeds(donor, config.seed, config.recipients.seeds)
 
@@ -88,7 +88,7 @@ class Sweep:
         return [point for point in grid if point not in done]
 
     def _shown_runs(self, donor: int, cell: Cell) -> int:
-        """Of the bar, which also counts recipients that are at hand as runs of the grid."""
+        """The runs that the bar counts, among them recipients that are at hand as runs of the grid."""
         return len(self._untried(donor, cell)) + len(self._missing_seeds(donor, cell))
 
     def _new_runs(self, donor: int, cell: Cell) -> int:

@@ -24,12 +24,12 @@ class Cell:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """Of a row."""
+        """The columns that a cell has in a table's row."""
         return {"init": self.init, **self.setting._asdict()}
 
     @property
     def start(self) -> "Cell":
-        """The same for every budget: a recipient's start does not depend on it."""
+        """The cell without its budget, on which a recipient's start does not depend."""
         return Cell(self.init, self.setting._replace(budget=0))
 
     @classmethod
@@ -39,7 +39,7 @@ class Cell:
 
 
 def sweep_cells(config: Config, images: int) -> list[Cell]:
-    """In the order they are trained; a training-set size of 0 in the config means all images."""
+    """The cells in the order of their training; a training-set size of 0 in the config means all images."""
     recipients = config.recipients
     sizes = dict.fromkeys(size or images for size in recipients.train_sizes)
     settings = itertools.starmap(Setting, itertools.product(sizes, recipients.widths, config.budgets))
@@ -66,7 +66,7 @@ class SweepTables:
         self.fits = files.read_optional_table(workdir / FITS, tables.FIT_COLUMNS)
 
     def seeds_done(self, cell: Cell) -> set[int]:
-        """Of the recipients that have their row."""
+        """The seeds of the recipients that have their row."""
         return {row["seed"] for row in self.results if Cell.of(row) == cell}
 
     def rates_tried(self, cell: Cell) -> set[tuple[float, int]]:

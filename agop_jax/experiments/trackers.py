@@ -15,6 +15,7 @@ from agop_jax.core.errors import UserError, first_line
 from agop_jax.core.files import read_table
 from agop_jax.core.progress import say
 from agop_jax.results import tables
+from agop_jax.results.work import Work, read_work
 
 TRACKERS = ("wandb", "trackio")
 PROJECT = "agop_jax"
@@ -43,12 +44,12 @@ def track(module: ModuleType, workdir: Path) -> None:
     of initialisations, 'report' the page. The results are on disk already: a tracker that fails is told in one line.
     """
     try:
-        _log(module, workdir, tables.read_work(workdir))
+        _log(module, workdir, read_work(workdir))
     except Exception as error:  # of the tracker, by what is wrong with it, its server or its settings
         say(f"config.track: {module.__name__} failed ({first_line(error)}); the results are in {workdir}")
 
 
-def _log(module: ModuleType, workdir: Path, work: tables.Work) -> None:
+def _log(module: ModuleType, workdir: Path, work: Work) -> None:
     run = module.init(project=PROJECT, name=workdir.name, config=dict(work.config))
     try:
         for step, values in _curves(work):
@@ -63,8 +64,8 @@ def _log(module: ModuleType, workdir: Path, work: tables.Work) -> None:
         module.finish()
 
 
-def _curves(work: tables.Work) -> Iterator[tuple[int, dict[str, float]]]:
-    """By step, the values of all networks: trackers take steps in one order alone."""
+def _curves(work: Work) -> Iterator[tuple[int, dict[str, float]]]:
+    """Step and values of all networks, ordered by step, since trackers take no earlier step after a later one."""
     curves = {tables.recipient_name(*recipient): curve for recipient, curve in work.curves.items()}
     by_step: dict[int, dict[str, float]] = {}
     for name, curve in {"donor": work.donor_curve, **curves}.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from agop_jax.experiments.settings import RecipientConfig
+from agop_jax.experiments.sections import RecipientConfig
 
 Point = tuple[float, int]  # learning rate and seed of one run
 

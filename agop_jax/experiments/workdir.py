@@ -171,7 +171,10 @@ def _own_config(workdir: Path) -> dict[str, Any] | None:
 
 
 def _changed_data(workdir: Path, data: Mapping[str, Any]) -> list[str]:
-    """The same of the data: pictures may be new in a folder, or streamed now, with constants from a sample."""
+    """The facts of the data that have changed; an error if there are results from before.
+
+    Pictures may be new in a folder, or streamed now, with constants from a sample.
+    """
     path = workdir / DATA
     if not path.exists():
         return []

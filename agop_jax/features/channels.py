@@ -61,7 +61,7 @@ KEPT |= {"pad", "slice", "dynamic_slice", "convert_element_type", "copy", "stop_
 
 
 def segments_of(eqn: Any, operands: Sequence[Segments | None]) -> Segments | None:
-    """Of the result of an operation that is neither a product nor a call.
+    """The segments of the result of an operation that is neither a product nor a call.
 
     Args:
       eqn: of a jaxpr, with shapes of operands and result.

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from agop_jax.features.dataflow import Dataflow
-from agop_jax.features.taps import Tapped
+from agop_jax.features.tapped import Tapped
 
 REASONS = {
     "gather": "an embedding lookup",

@@ -5,65 +5,30 @@ is made of parameters alone, is a layer. The same walk tells which layers write 
 parameter is the bias of a product, and in what else a parameter meets the inputs.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jax.extend import core
 
 from agop_jax.core.errors import UserError
-from agop_jax.features.channels import Segments, segments_of
+from agop_jax.features.channels import Segments
+from agop_jax.features.origins import (
+    CHANNELWISE,
+    NOTHING,
+    Origin,
+    is_uneven,
+    join,
+    literal_origin,
+    recipe_of,
+    result_of,
+    settled,
+)
 from agop_jax.features.sites import CONVOLUTION, PRODUCTS, Site
 
 SUMS = {"add", "add_any", "sub"}
-# after these a product is still the same numbers in another order or type
-LAYOUTS = {"reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "convert_element_type", "copy"}
-CHANNELWISE = {"add", "add_any", "sub", "mul", "div", "max", "min"}
-SAME_ORDER = {"reshape", "convert_element_type", "copy"}
 LOOPS = {"while": "lax.while_loop or fori_loop", "cond": "lax.cond or switch"}
 CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a value is made of.
-
-    Attributes:
-      params: indices of the parameters in it.
-      inputs: whether inputs are in it.
-      closed_over: whether it is an array, of two or more axes, that the function holds instead of being given.
-      recipe: of a value of parameters alone, a number for how it was made: two values of one recipe are the same.
-      shape: of the parameter that it is, possibly in another type, or with all axes but the last flattened.
-      stack: scans, counted from outside, whose steps slice it.
-      others: indices of the other variables in it, such as statistics.
-      layers: products whose output channels it carries; the next product ends them.
-      segments: which channels lie along its last axis; () of what holds no inputs, None where that is not known.
-      product: the product that it is, rearranged at most.
-      feeders: layers whose outputs reach it through no other layer, in whatever order.
-      uneven: whether a constant in it has more than one entry along its last axis.
-    """
-
-    params: frozenset[int] = frozenset()
-    inputs: bool = False
-    closed_over: bool = False
-    recipe: int = 0
-    shape: tuple[int, ...] | None = None
-    stack: frozenset[int] = frozenset()
-    others: frozenset[int] = frozenset()
-    layers: frozenset[str] = frozenset()
-    segments: Segments | None = ()
-    product: str | None = None
-    feeders: frozenset[str] = frozenset()
-    uneven: bool = False
-
-    @property
-    def is_kernel(self) -> bool:
-        """Whether it is made of parameters alone."""
-        return bool(self.params) and not self.inputs
-
-
-NOTHING = Origin()
 
 
 @dataclass
@@ -105,8 +70,8 @@ class Dataflow:
         known = dict(zip(jaxpr.invars, arguments, strict=True))
         for number, var in enumerate(jaxpr.constvars):
             closed_over, recipe = not scope and var.aval.ndim >= 2, hash((scope, number))
-            known[var] = Origin(closed_over=closed_over, recipe=recipe, uneven=_uneven(var))
-        read = lambda var: _literal(var) if isinstance(var, core.Literal) else known.get(var, NOTHING)
+            known[var] = Origin(closed_over=closed_over, recipe=recipe, uneven=is_uneven(var))
+        read = lambda var: literal_origin(var) if isinstance(var, core.Literal) else known.get(var, NOTHING)
         for index, eqn in enumerate(jaxpr.eqns):
             results = self._equation(eqn, [read(var) for var in eqn.invars], f"{scope}{index}", depth)
             known.update(zip(eqn.outvars, results, strict=True))
@@ -127,10 +92,10 @@ class Dataflow:
             self._note_sum(operands)
         if name in CHANNELWISE:
             self._note_companions(operands)
-        return [_result(eqn, operands, number) for number in range(len(eqn.outvars))]
+        return [result_of(eqn, operands, number) for number in range(len(eqn.outvars))]
 
     def _product(self, eqn: Any, operands: list[Origin], place: str, depth: int) -> Origin:
-        joined = replace(_join(operands), layers=frozenset(), segments=None)
+        joined = replace(join(operands), layers=frozenset(), segments=None)
         side = next((i for i in (1, 0) if operands[i].is_kernel and operands[1 - i].inputs), None)
         unusual = eqn.primitive.name == CONVOLUTION and (side == 0 or eqn.params["batch_group_count"] > 1)
         if side is None or unusual:
@@ -138,7 +103,7 @@ class Dataflow:
             if any(operand.inputs for operand in operands):
                 sides = zip(eqn.invars, operands, strict=True)
                 self.closed_over.update(var.aval.shape for var, operand in sides if operand.closed_over)
-            return joined if joined.inputs else replace(joined, recipe=_recipe(eqn, operands))
+            return joined if joined.inputs else replace(joined, recipe=recipe_of(eqn, operands))
         kernel, shape = operands[side], eqn.invars[side].aval.shape
         leaf = max(sorted(kernel.params), key=lambda index: self.sizes[index])
         stack = tuple(sorted(kernel.stack))
@@ -172,8 +137,8 @@ class Dataflow:
         while True:
             walk = lambda: self.follow(eqn.params["jaxpr"].jaxpr, entering, f"{place}/", depth + 1)
             results = self._inside(place, walk)
-            carry = [_join(pair) for pair in zip(entering[first:last], results[: last - first], strict=True)]
-            if _same(carry, entering[first:last]):
+            carry = [join(pair) for pair in zip(entering[first:last], results[: last - first], strict=True)]
+            if settled(entering[first:last], carry):
                 return [
                     replace(o, stack=o.stack - {depth}, recipe=hash((place, number)), shape=None)
                     for number, o in enumerate(results)
@@ -182,7 +147,7 @@ class Dataflow:
 
     def _loop(self, eqn: Any, operands: list[Origin], place: str, depth: int) -> list[Origin]:
         """Branches and loops without a layer; one with a layer cannot be tapped."""
-        joined = _join(operands)
+        joined = join(operands)
         inner = Dataflow(self.sizes)
         for body in eqn.params["branches"] if eqn.primitive.name == "cond" else (eqn.params["body_jaxpr"],):
             inner.follow(body.jaxpr, _arguments(eqn, operands, joined, len(body.jaxpr.invars)), f"{place}/", depth)
@@ -192,7 +157,7 @@ class Dataflow:
                 "or choose the branch outside the traced function"
             )
         self._note_uses(eqn.primitive.name, operands)
-        return [_result(eqn, operands, number) for number in range(len(eqn.outvars))]
+        return [result_of(eqn, operands, number) for number in range(len(eqn.outvars))]
 
     def _note_uses(self, name: str, operands: list[Origin]) -> None:
         if not any(operand.inputs for operand in operands):
@@ -223,81 +188,8 @@ def body_of(eqn: Any) -> core.ClosedJaxpr:
     return body if isinstance(body, core.ClosedJaxpr) else core.ClosedJaxpr(body, ())
 
 
-def _result(eqn: Any, operands: list[Origin], number: int) -> Origin:
-    joined = _join(operands)
-    if joined.inputs:
-        own = _has_own_channels(eqn, operands, joined)
-        joined = replace(joined, segments=None if own else segments_of(eqn, [o.segments for o in operands]))
-    else:
-        uneven = joined.uneven or eqn.primitive.name == "iota"
-        joined = replace(joined, recipe=hash((_recipe(eqn, operands), number)), uneven=uneven)
-    if eqn.primitive.name not in LAYOUTS or len(operands) != 1:
-        return joined
-    joined = replace(joined, product=operands[0].product, closed_over=operands[0].closed_over)
-    shape = operands[0].shape
-    flat = shape and (math.prod(shape[:-1]), shape[-1])
-    if shape and eqn.primitive.name in SAME_ORDER and eqn.outvars[0].aval.shape in (shape, flat):
-        return replace(joined, shape=shape, recipe=_flattened(eqn, operands[0], joined))
-    return joined
-
-
-def _has_own_channels(eqn: Any, operands: list[Origin], joined: Origin) -> bool:
-    """Whether something comes in that differs from channel to channel and is not copied along with a layer.
-
-    That is a constant, or a parameter that is no companion of one product.
-    """
-    channels, alone = eqn.outvars[0].aval.shape[-1:], [len(o.segments or ()) for o in operands if o.inputs] == [1]
-    known = alone and eqn.primitive.name in CHANNELWISE
-    own = lambda origin: origin.uneven or (bool(origin.params or origin.others) and not known)
-    sides = zip(eqn.invars, operands, strict=True)
-    places = [o for var, o in sides if not o.inputs and var.aval.shape[-1:] == channels != (1,)]
-    return bool(joined.feeders) and any(map(own, places))
-
-
-def _uneven(var: Any) -> bool:
-    return var.aval.shape[-1:] not in ((), (1,))
-
-
-def _flattened(eqn: Any, operand: Origin, result: Origin) -> int:
-    """A kernel that is only flattened is the same kernel."""
-    return operand.recipe if eqn.primitive.name == "reshape" else result.recipe
-
-
-def _recipe(eqn: Any, operands: list[Origin]) -> int:
-    return hash((eqn.primitive.name, str(eqn.params), tuple(operand.recipe for operand in operands)))
-
-
-def _literal(literal: core.Literal) -> Origin:
-    return Origin(recipe=hash((str(literal.aval), str(literal.val))), uneven=_uneven(literal))
-
-
-def _join(origins: Iterable[Origin]) -> Origin:
-    origins = list(origins)
-    union = lambda name: frozenset().union(*(getattr(origin, name) for origin in origins))
-    some = lambda name: any(getattr(origin, name) for origin in origins)
-    same = origins[0].recipe if len({origin.recipe for origin in origins}) == 1 else 0
-    segments = {origin.segments for origin in origins if origin.segments != ()}
-    return Origin(
-        union("params"),
-        some("inputs"),
-        recipe=same,
-        stack=union("stack"),
-        others=union("others"),
-        layers=union("layers"),
-        feeders=union("feeders"),
-        uneven=some("uneven"),
-        segments=segments.pop() if len(segments) == 1 else None if segments else (),
-    )
-
-
-def _same(one: list[Origin], other: list[Origin]) -> bool:
-    """Whether a further step would find the same: recipes apart, which never settle in a carry."""
-    plain = lambda origins: [replace(o, recipe=0, product=None, closed_over=False, shape=None) for o in origins]
-    return plain(one) == plain(other)
-
-
 def _arguments(eqn: Any, operands: list[Origin], joined: Origin, number: int) -> list[Origin]:
-    """Of a branch, exactly its operands; of a loop, its constants and for the carry all that may come into it."""
+    """Origins of the arguments of a branch or loop body; each carry of a loop has the origin of all operands."""
     if eqn.primitive.name == "cond":
         return operands[1:]
     conditions, constants = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]

@@ -29,13 +29,13 @@ def thin_svd(factor: Float[Array, "*stack k m"]) -> Svd:
 
 
 def svd(factor: Float[Array, "*stack k m"]) -> Svd:
-    """The plain definition."""
+    """Singular value decomposition by `jnp.linalg.svd`: the plain definition."""
     left, singular, right = jnp.linalg.svd(factor, full_matrices=False)
     return left, singular, right
 
 
 def svd_by_gram(factor: Float[Array, "*stack k m"]) -> Svd | None:
-    """The same from the eigenvectors of the smaller of A A^T and A^T A, in float64.
+    """Singular value decomposition by the eigenvectors of the smaller of A A^T and A^T A, in float64.
 
     None if numbers are not finite, or a singular value is so small that the product tells nothing of its vectors.
     """
@@ -51,8 +51,8 @@ def svd_by_gram(factor: Float[Array, "*stack k m"]) -> Svd | None:
         return None
     others = tall @ (vectors / singular[..., None, :])
     left, right = (vectors, _t(others)) if wide else (others, _t(vectors))
-    as_given = lambda found: jnp.asarray(found, factor.dtype)
-    return as_given(left), as_given(singular), as_given(right)
+    rounded = lambda array: jnp.asarray(array, factor.dtype)
+    return rounded(left), rounded(singular), rounded(right)
 
 
 def product_eigen(factor: Float[Array, "*stack k m"], middle: Float[Array, "*stack m m"]) -> Eigen | None:
@@ -75,8 +75,8 @@ def product_eigen(factor: Float[Array, "*stack k m"], middle: Float[Array, "*sta
     with few_threads(lower.shape[-1]):
         values, vectors = np.linalg.eigh(_t(lower) @ s @ lower)
     vectors = w @ (_t(inverse) @ vectors)
-    as_given = lambda found: jnp.asarray(found[..., ::-1], factor.dtype)
-    return as_given(values), as_given(vectors)
+    descending = lambda array: jnp.asarray(array[..., ::-1], factor.dtype)
+    return descending(values), descending(vectors)
 
 
 def _known(array: Array) -> bool:

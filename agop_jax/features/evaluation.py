@@ -101,7 +101,7 @@ def record(site: Site, operands: list[Any], outputs: Any) -> Any:
 
 
 def _scan(params: Any, run: Any, operands: list[Any], taps: Taps) -> tuple[list[Any], dict[str, Any]]:
-    """The same scan with the taps as further inputs of its steps, and the records as further outputs.
+    """A scan whose steps take the taps as further inputs and give the records as further outputs.
 
     What is unknown stays outside; then the steps compute kernels alone.
     """

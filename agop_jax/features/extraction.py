@@ -217,7 +217,7 @@ def _features(
 
 @jax.jit
 def _divided(total: Mapping[str, Array], count: Any) -> dict[str, Array]:
-    """Of all layers in one compiled call."""
+    """The matrices of all layers over the count, in one compiled call."""
     return {path: matrix / count for path, matrix in total.items()}
 
 

@@ -17,10 +17,11 @@ import optax
 
 from agop_jax.core.errors import UserError
 from agop_jax.core.types import Array, Float, Int, Labels, PRNGKey
+from agop_jax.features.evaluation import Record
 from agop_jax.features.matrix import HIGHEST
 from agop_jax.features.patches import kernel_to_matrix
 from agop_jax.features.sites import Site
-from agop_jax.features.taps import Record, Tapped
+from agop_jax.features.tapped import Tapped
 
 Outputs = str | int | Sequence[int] | np.ndarray | Callable[[Any], Array]
 OutputFunction = Callable[[Any, Labels], Float[Array, "n m"]]  # of what the model returns, and labels

@@ -107,15 +107,15 @@ def _has_file(kernel: Any, groups: int, stacked: int) -> bool:
 
 def _read_layer(folders: Mapping[str, Path], index: int, path: str, shape: tuple[int, ...]) -> LayerFeatures:
     files = {name: folder / f"layer_{index}.csv" for name, folder in folders.items()}
-    found = {name: _read(file, path, shape) for name, file in files.items()}
+    matrices = {name: _read(file, path, shape) for name, file in files.items()}
     factor, agop = np.zeros((int(np.prod(shape[:3])), 1)), None
-    if "nfm" in found:
-        factor = _factor(found["nfm"], files["nfm"])
-    if "agop" in found:
-        _require_semidefinite(np.linalg.eigvalsh(found["agop"]), files["agop"])
-        agop = jnp.asarray(found["agop"] @ found["agop"] / REFERENCE_IMAGES, jnp.float32)
+    if "nfm" in matrices:
+        factor = _factor(matrices["nfm"], files["nfm"])
+    if "agop" in matrices:
+        _require_semidefinite(np.linalg.eigvalsh(matrices["agop"]), files["agop"])
+        agop = jnp.asarray(matrices["agop"] @ matrices["agop"] / REFERENCE_IMAGES, jnp.float32)
     kernel = jnp.asarray(factor.reshape(*shape[:3], -1), jnp.float32)
-    return LayerFeatures(kernel, None, int(REFERENCE_IMAGES), path, patch_agop=agop, matrices=tuple(found))
+    return LayerFeatures(kernel, None, int(REFERENCE_IMAGES), path, patch_agop=agop, matrices=tuple(matrices))
 
 
 def _read(file: Path, path: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -48,8 +48,8 @@ class FeatureMatrix:
     @classmethod
     def from_product(cls, factor: Float[Array, "*stack k m"], middle: Float[Array, "*stack m m"]) -> "FeatureMatrix":
         """`factor @ middle @ factor.T`, with a symmetric positive semidefinite `middle`."""
-        if found := product_eigen(factor, middle):
-            values, vectors = found
+        if eigen := product_eigen(factor, middle):
+            values, vectors = eigen
             return cls(vectors, jnp.maximum(values, 0))
         root = cls.from_dense(middle).power(0.5).dense()
         return cls.from_factor(jnp.einsum("...kc,...cd->...kd", factor, root, precision=HIGHEST))

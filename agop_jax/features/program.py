@@ -99,11 +99,11 @@ class Program:
     @cached_property
     def data(self) -> frozenset[int]:
         """The values that depend on the inputs."""
-        found = set(self._inputs)
+        values = set(self._inputs)
         for step in self.steps:
-            if found.intersection(step.numbers):
-                found.update(step.writes)
-        return frozenset(found)
+            if values.intersection(step.numbers):
+                values.update(step.writes)
+        return frozenset(values)
 
     @cached_property
     def cuts(self) -> list[int]:
@@ -114,14 +114,14 @@ class Program:
     @cached_property
     def alive(self) -> list[frozenset[int]]:
         """For each cut, the values of data that come before it and are read from there on."""
-        before, found, reads = self._written_before(), [], set()
+        before, by_cut, reads = self._written_before(), [], set()
         for index in reversed(range(len(self.steps))):
             step = self.steps[index]
             if self.data.intersection(step.writes):
                 reads.update(self.data.intersection(step.numbers))
             if index in before:
-                found.append(frozenset(reads & before[index]))
-        return found[::-1]
+                by_cut.append(frozenset(reads & before[index]))
+        return by_cut[::-1]
 
     def _written_before(self) -> dict[int, set[int]]:
         written, before = set(self._inputs), {}
@@ -147,7 +147,10 @@ class Program:
         return sorted(needed)
 
     def upto(self, cut: int) -> "Piece":
-        """From one cut, or the beginning, up to the next: what is alive there and was not before."""
+        """The piece from the cut before this one, or the beginning, to this cut.
+
+        Its results are the values that are alive at this cut and were not at the one before.
+        """
         if cut not in self._pieces:
             first = self.cuts[cut - 1] if cut else 0
             before = self.alive[cut - 1] if cut else self._inputs
@@ -197,9 +200,9 @@ class Piece:
     @cached_property
     def reads(self) -> tuple[int, ...]:
         """Numbers of the values that come from outside, in the order of their first use."""
-        made = {value for step in self.steps for value in step.writes}
+        own = {value for step in self.steps for value in step.writes}
         numbers = [*(number for step in self.steps for number in step.numbers), *self.results]
-        return tuple(dict.fromkeys(number for number in numbers if number not in made))
+        return tuple(dict.fromkeys(number for number in numbers if number not in own))
 
     @cached_property
     def structure(self) -> Any:
@@ -251,7 +254,7 @@ def _operand(read: Any, order: Mapping[int, int]) -> Any:
 
 
 def _key(eqn: Any) -> Any:
-    """Of the parameters of an equation; its own identity where these cannot be compared."""
+    """What tells equations of one primitive apart: parameters and shapes; the identity of one that has no hash."""
     shapes = tuple((var.aval.shape, str(var.aval.dtype)) for var in eqn.invars)
     parameters = tuple(sorted(eqn.params.items(), key=lambda item: item[0]))
     try:

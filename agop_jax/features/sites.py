@@ -190,7 +190,7 @@ class Site:
         return outputs.transpose(n, *spatial, channel)
 
     def product(self, inputs: Array, kernel: Array, positions: tuple[int, ...]) -> Array:
-        """The same product with another kernel, of any number of filters, as (n, *positions, filters).
+        """The product with another kernel, of any number of filters, as (n, *positions, filters).
 
         Args:
           inputs: the data operand.

@@ -20,7 +20,8 @@ from agop_jax.core.types import Array
 from agop_jax.features import grams
 from agop_jax.features.batches import Batch
 from agop_jax.features.coverage import uncovered
-from agop_jax.features.taps import Tapped, tap
+from agop_jax.features.tapped import Tapped
+from agop_jax.features.taps import tap
 
 MAX_UNROLLED = 16  # reverse passes in one compiled step: more only lengthen compilation
 _STEPS = Cache()
@@ -101,7 +102,7 @@ class Steps:
                 self._unrolled = len(chunks[0]) // 2
 
     def probe(self, variables: Any, batch: Batch, first: int, batch_size: int, keys: np.ndarray, implementation: Any):
-        """The same by random cotangents, a first axis of passes kept apart.
+        """Gradient Gram matrices of a batch by random cotangents, with a first axis of passes.
 
         Args:
           first: place of the batch's first example among all.

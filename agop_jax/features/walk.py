@@ -14,7 +14,8 @@ from agop_jax.core.networks import Network
 from agop_jax.core.types import Array
 from agop_jax.features.program import Piece, Values
 from agop_jax.features.sites import Site
-from agop_jax.features.taps import Tapped, tap
+from agop_jax.features.tapped import Tapped
+from agop_jax.features.taps import tap
 
 Measure = Callable[..., Any]  # (site, record, *further arrays) -> arrays; a function of a module, since it is a key
 
@@ -45,7 +46,7 @@ class Walk:
         self.values = dict(enumerate(jax.tree.leaves(self.inputs), params + others))
 
     def place(self, layer: str) -> str:
-        """Of the first product of a layer."""
+        """The place of the first product of a layer."""
         return self.tapped.layers[layer][0]
 
     def cut_of(self, layer: str) -> int:
@@ -67,8 +68,8 @@ class Walk:
         """What is alive at the next cut, to which the walk does not go."""
         program, cut = self.tapped.program, self.cut + 1
         piece = program.upto(cut)
-        made = piece(self._arguments(piece, variables))
-        return {number: made[number] if number in made else self.values[number] for number in program.alive[cut]}
+        results = piece(self._arguments(piece, variables))
+        return {number: results[number] if number in results else self.values[number] for number in program.alive[cut]}
 
     def reader(self, layer: str, channels: int) -> str | None:
         """The next layer, if its input has exactly the channels of this one, before which the walk stands."""
@@ -84,7 +85,7 @@ class Walk:
         return self._channels(self.cut, self.values)
 
     def next_channels(self, variables: tuple[Any, Any]) -> Array:
-        """The same of the layer that comes next, with these parameters."""
+        """The input of the next layer, channels last, with these parameters."""
         return self._channels(self.cut + 1, self.ahead(variables))
 
     def _channels(self, cut: int, values: Values) -> Array:

@@ -38,8 +38,8 @@ def keep(passes: Passes, state: State, path: str, blocks: Sequence[Block], donor
       donor: the donor's layer.
     """
     states = [state.having(path, *block) for block in blocks]
-    found = _next_inputs(passes, path, states, donor) or _rectified(passes, path, states, donor)
-    activations, targets = (np.concatenate(part).astype(np.float64) for part in found)
+    chunks = _next_inputs(passes, path, states, donor) or _rectified(passes, path, states, donor)
+    activations, targets = (np.concatenate(part).astype(np.float64) for part in chunks)
     groups = donor.groups
     activations = activations.reshape(len(activations), len(blocks), groups, -1)
     targets = targets.reshape(len(targets), groups, -1)

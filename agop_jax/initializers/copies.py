@@ -109,7 +109,7 @@ class Copy:
         return np.round(np.linspace(0, donor - 1, recipient)).astype(int)
 
     def blocks(self, parts: Sequence[np.ndarray], sizes: Sequence[int], times: int) -> np.ndarray:
-        """The same for the rows of a layer: its input channels, of one layer or several, once a position.
+        """`indices` for the rows of a layer: its input channels, of one layer or several, once a position.
 
         Args:
           parts: `indices` of each layer that these channels are of.

@@ -81,7 +81,7 @@ class Mixture(NamedTuple):
         return [self._replace(xi=xi) for xi in np.split(self.xi, number, axis=2)]
 
     def kept(self, columns: np.ndarray) -> "Mixture":
-        """With these of its new filters: (group, number)."""
+        """The mixture with these of its new filters: (group, number)."""
         return self._replace(xi=np.take_along_axis(self.xi, columns[:, None, :], axis=2))
 
     def kernel(self, fit: Fit) -> tuple[Array, Array]:
@@ -98,7 +98,7 @@ class Mixture(NamedTuple):
 
 
 def moments(ours: Array, theirs: Array, layer: str, groups: int) -> Moments:
-    """Of one chunk, from the recipient's and the donor's input of a layer, channels last.
+    """The moments of one chunk, from the recipient's and the donor's input of a layer, channels last.
 
     Raises:
       UserError: inputs of other positions.
@@ -112,7 +112,7 @@ def moments(ours: Array, theirs: Array, layer: str, groups: int) -> Moments:
 
 
 def group_moments(ours: Array, theirs: Array) -> Moments:
-    """Of rows (positions, groups, channels)."""
+    """The moments of rows (positions, groups, channels)."""
     ours = jnp.concatenate([ours, jnp.ones((*ours.shape[:-1], 1), ours.dtype)], axis=-1)
     product = lambda a, b: jnp.einsum("pga,pgb->gab", a, b, precision=HIGHEST)
     return Moments(product(ours, ours), product(ours, theirs), (theirs**2).sum((0, 2)))

@@ -60,7 +60,7 @@ class Passes:
             walk.reach(layer, variables)
 
     def measure(self, layer: str, measure: Measure, variables: Any, *further: list[Any]) -> list[Any]:
-        """Of each chunk; `further` holds an argument for each."""
+        """`measure` of each chunk; each list in `further` holds an argument for each chunk."""
         return [
             walk.measure(layer, measure, variables, *arguments)
             for walk, *arguments in zip(self.walks, *further, strict=True)

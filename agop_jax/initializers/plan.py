@@ -11,7 +11,7 @@ from agop_jax.core.errors import UserError
 from agop_jax.core.types import Array
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.matrix import FeatureMatrix
-from agop_jax.features.taps import Tapped
+from agop_jax.features.tapped import Tapped
 from agop_jax.initializers.copies import Copy
 from agop_jax.initializers.state import State
 from agop_jax.initializers.streams import residual_streams
@@ -36,13 +36,13 @@ class Plan:
         return donor_layer(self.features, path)
 
     def columns(self, path: str, number: int) -> np.ndarray:
-        """Of a layer's filters; those of one residual stream take the same channels."""
+        """The donor's channels for a layer's filters; layers of one residual stream take the same channels."""
         donor = self.layer(path).kernel.shape[-1]
         scores = self.scores.get(self._streams[path]) if self.source.channels == "ranked" else None
         return self.source.indices(donor, number, scores)
 
     def rows(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Of what comes into a layer.
+        """The donor's rows for what comes into a layer.
 
         The rows of a layer are the channels that come into it, of one layer or several, once a position in its window
         or in what was flattened before it.
@@ -63,7 +63,7 @@ class Plan:
         return self.source.blocks(parts, sizes, own // ours)
 
     def with_channels(self, state: State, path: str) -> State:
-        """With the donor's bias, and what normalises the channels of a layer: without these a copy is another function.
+        """The state with the donor's bias and normalisation of a layer, without which a copy is another function.
 
         A transform along the channels has no meaning for normalisations, which stay as they are.
         """

@@ -79,7 +79,7 @@ class Recipient:
         return self.passes
 
     def kernels(self) -> dict[str, Array]:
-        """Of the layers to draw, as they are now."""
+        """The present kernels of the layers to draw."""
         return {path: self.state.kernel(path) for path in self.layers}
 
     def match(self, controlled: Mapping[str, Array]) -> None:
@@ -195,14 +195,15 @@ class Recipient:
         if self.method.standardised:
             return scaling.standardising_factors(self._statistics(path))
         if self.method.lsuv:
-            found, bias = self._statistics(path), self.state.bias(path) if path in self.state.biased else None
-            found = found if bias is None else found._replace(mean=found.mean + np.asarray(bias, np.float64))
-            return scaling.lsuv_factors(found, len(site.stack)) * self._share(path)
+            statistics, bias = self._statistics(path), self.state.bias(path) if path in self.state.biased else None
+            if bias is not None:
+                statistics = statistics._replace(mean=statistics.mean + np.asarray(bias, np.float64))
+            return scaling.lsuv_factors(statistics, len(site.stack)) * self._share(path)
         kernel = self.state.kernel(path)
         return np.full((*kernel.shape[: site.stacked], kernel.shape[-1]), scaling.he_factor(kernel))
 
     def _share(self, path: str) -> float:
-        """Of a residual stream's deviation, which whitened layers share; see `whitening.py`."""
+        """A whitened layer's share of the deviation of its residual stream; see `whitening.py`."""
         if not isinstance(self.method.source, Whitened):
             return 1.0
         return 1 / math.sqrt(sum(stream == self._streams[path] for stream in self._streams.values()))

@@ -22,7 +22,7 @@ DEAD = 1e-6  # of the layer's deviation: a channel that varies less is left as i
 
 
 class Statistics(NamedTuple):
-    """Of each filter's product over examples and positions, (*stack, filters)."""
+    """Statistics of each filter's product over examples and positions, (*stack, filters)."""
 
     count: Any
     mean: Any
@@ -30,7 +30,7 @@ class Statistics(NamedTuple):
 
 
 def statistics(site: Site, record: Record) -> Statistics:
-    """Of one chunk; steps of a scan that do not slice the kernel count as positions."""
+    """The statistics of one chunk; steps of a scan that do not slice the kernel count as positions."""
     rows = jnp.promote_types(record.outputs.dtype, jnp.float32)
     function = lambda outputs: _filters_last(site, site.rows(outputs.astype(rows)))
     for _ in range(site.depth):
@@ -50,7 +50,7 @@ def _filters_last(site: Site, rows: Array) -> Array:
 
 
 def merge(parts: Sequence[Statistics]) -> Statistics:
-    """Of all chunks together, in float64 (Chan, Golub & LeVeque 1979)."""
+    """The statistics of all chunks together, in float64 (Chan, Golub & LeVeque 1979)."""
     parts = [Statistics(*(np.asarray(part, np.float64) for part in chunk)) for chunk in jax.device_get(list(parts))]
     count = sum(part.count for part in parts)
     mean = sum(part.count * part.mean for part in parts) / count

@@ -102,7 +102,7 @@ class Covariance:
 
 
 def require_life(layer: LayerFeatures, name: str, trace: Any) -> None:
-    """From a matrix of zeros nothing but zeros could be drawn.
+    """Refuses a matrix of zeros, from which only zeros could be drawn.
 
     The AGOP of a layer is zero where no output depends on it, its NFM where its weights are zero.
     """
@@ -160,11 +160,12 @@ def draws_to_kernel(filters: Float[Array, "*stack num k"], layer: LayerFeatures,
 
 def check_fit(layer: LayerFeatures, shape: Sequence[int]) -> None:
     """The number of filters is free, the rest of a kernel's shape must be the donor's."""
-    wanted, found = layer.kernel.shape[:-1], tuple(shape[:-1])
-    if found != wanted:
+    donor_patch, patch = layer.kernel.shape[:-1], tuple(shape[:-1])
+    if patch != donor_patch:
         raise UserError(
             f"layer {layer.path!r}: the donor's kernel is {layer.kernel.shape}, so the recipient's must be "
-            f"{(*wanted, 'any')}, got {tuple(shape)}: match its kernel size and input channels, or leave the layer out"
+            f"{(*donor_patch, 'any')}, got {tuple(shape)}: match its kernel size and input channels, or leave "
+            "the layer out"
         )
     if shape[-1] % layer.groups:
         raise UserError(f"layer {layer.path!r}: wanted a multiple of {layer.groups} filters, got {shape[-1]}")

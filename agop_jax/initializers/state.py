@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agop_jax.core.types import Array
-from agop_jax.features.taps import Tapped
+from agop_jax.features.tapped import Tapped
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ class State:
         return self.tapped.biases(self.params, {path: self.kernel(path)})[path]
 
     def having(self, path: str, kernel: Array, bias: Any = None) -> "State":
-        """With this kernel, and this bias if the layer has one; None leaves the bias as it is."""
+        """The state with this kernel, and this bias if the layer has one; None leaves the bias as it is."""
         state = replace(self, params=self.tapped.with_kernels(self.params, self.others, {path: kernel}))
         return state if bias is None else state.having_bias(path, bias)
 
     def having_bias(self, path: str, bias: Any) -> "State":
-        """With this bias if the layer has one."""
+        """The state with this bias if the layer has one."""
         if self.tapped.first(path).bias is None:
             return self
         params = self.tapped.with_biases(self.params, {path: jnp.asarray(bias, jnp.float32)})
         return replace(self, params=params, biased=self.biased | {path})
 
     def times(self, path: str, factors: np.ndarray) -> "State":
-        """With each filter of a layer, and its bias if that was drawn, multiplied by its factor (*stack, filters)."""
+        """The state with each filter of a layer, and its bias if drawn, times its factor (*stack, filters)."""
         kernel, stacked = self.kernel(path), self.tapped.first(path).stacked
         middle = (1,) * (kernel.ndim - stacked - 1)
         spread = np.asarray(factors).reshape(*kernel.shape[:stacked], *middle, -1)

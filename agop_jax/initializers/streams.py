@@ -4,7 +4,7 @@ A value carries the channels of the layers that made it until the next convoluti
 values are added, their layers share a stream.
 """
 
-from agop_jax.features.taps import Tapped
+from agop_jax.features.tapped import Tapped
 
 
 def residual_streams(tapped: Tapped) -> dict[str, str]:

@@ -74,12 +74,12 @@ def patches(site: Site, inputs: Array) -> Array:
         return _some(rows[None] if site.groups == 1 else jnp.moveaxis(rows, 1, 0), each)
 
     size = math.prod(jax.eval_shape(lambda example: site.patches(jnp.expand_dims(example, examples)), inputs[0]).shape)
-    found = jax.lax.map(one, inputs, batch_size=max(1, AT_ONCE // size))
-    return jnp.moveaxis(found, 0, 1).reshape(found.shape[1], -1, found.shape[-1])
+    per_example = jax.lax.map(one, inputs, batch_size=max(1, AT_ONCE // size))
+    return jnp.moveaxis(per_example, 0, 1).reshape(per_example.shape[1], -1, per_example.shape[-1])
 
 
 def all_patches(site: Site, record: Record) -> Array:
-    """Of one chunk."""
+    """The patches of one chunk."""
     return patches(site, record.inputs)
 
 
@@ -101,7 +101,7 @@ def moments(site: Site, record: Record) -> tuple[Array, Array, Array]:
 
 
 def spectra(parts: Sequence[tuple[Any, Any, Any]], number: int) -> list[Spectrum]:
-    """Of each matrix, from the moments of all chunks: the `number` leading eigenvectors."""
+    """The spectrum of each matrix, with `number` leading eigenvectors, from the moments of all chunks."""
     counts, means, seconds = (np.asarray(part, np.float64) for part in map(np.stack, zip(*parts, strict=True)))
     weights = counts / counts.sum()
     mean = np.einsum("n,ngk->gk", weights, means)
@@ -120,7 +120,7 @@ def _spectrum(mean: np.ndarray, covariance: np.ndarray, number: int) -> Spectrum
 
 
 def spectra_of_few(parts: Sequence[Any]) -> list[Spectrum]:
-    """The same from the patches themselves, where there are fewer than k: from their singular values."""
+    """The spectrum of each matrix from the singular values of its patches, of which there are fewer than k."""
     return [_spectrum_of_few(rows) for rows in np.concatenate(jax.device_get(list(parts)), axis=1).astype(np.float64)]
 
 
@@ -145,11 +145,11 @@ def layer(
     """
     number, size = shape[-1] // site.groups, math.prod(shape[site.stacked : -1])
     if sum(walk.shape_of(patches).shape[1] for walk in passes.walks) > size:
-        found = spectra(passes.measure(path, moments, variables), min(size, math.ceil(number / 2)))
+        decompositions = spectra(passes.measure(path, moments, variables), min(size, math.ceil(number / 2)))
     else:
-        found = spectra_of_few(passes.measure(path, all_patches, variables))
-    keys = jax.random.split(key, len(found))
-    pairs = [filters(spectrum, number, key) for spectrum, key in zip(found, keys, strict=True)]
+        decompositions = spectra_of_few(passes.measure(path, all_patches, variables))
+    keys = jax.random.split(key, len(decompositions))
+    pairs = [filters(spectrum, number, key) for spectrum, key in zip(decompositions, keys, strict=True)]
     kernels, biases = zip(*pairs, strict=True)
     kernel, bias = (jnp.asarray(np.stack(part), jnp.float32) for part in (kernels, biases))
     if site.groups > 1:

@@ -19,7 +19,7 @@ images of {channels} channel{s}.
 
 ## How it was made
 
-{made}
+{facts}
 
 ## Images
 
@@ -66,7 +66,7 @@ def card(file: str, about: Mapping[str, Any], state: State, metadata: Mapping[st
         classes=model["num_classes"],
         channels=channels,
         s="s" if channels > 1 else "",
-        made="\n".join(f"- {key}: {_words(value)}" for key, value in _flat(metadata).items()) or "Nothing was stated.",
+        facts="\n".join(f"- {key}: {_words(value)}" for key, value in _flat(metadata).items()) or "Nothing was stated.",
         mean=_words(about["mean"]),
         std=_words(about["std"]),
         names=f"- classes, in the order of the outputs: {_words(metadata['classes'])}\n"
@@ -110,15 +110,15 @@ def _pytorch(file: str, model: Mapping[str, Any], channels: int, state: State) -
         blocks = (MODELS[model["name"]].keywords["depth"] - 2) // 6
         note = "With `resnet.py` of github.com/akamaster/pytorch_resnet_cifar10, which calls the head `linear`."
         head = f'state = {{name.replace("fc.", "linear."): tensor for name, tensor in load_file("{file}").items()}}'
-        made = f"model = ResNet(BasicBlock, [{blocks}, {blocks}, {blocks}], num_classes={model['num_classes']})"
+        network = f"model = ResNet(BasicBlock, [{blocks}, {blocks}, {blocks}], num_classes={model['num_classes']})"
         imports = "from resnet import BasicBlock, ResNet\nfrom safetensors.torch import load_file\n"
-        return note, "\n".join([imports, made, head, "model.load_state_dict(state)"])
-    made = f"model = torchvision.models.{model['name']}(num_classes={model['num_classes']})"
-    return "", "\n".join(["import torchvision\n" + IMPORTS, made, *_changes(kind, model, channels), load])
+        return note, "\n".join([imports, network, head, "model.load_state_dict(state)"])
+    network = f"model = torchvision.models.{model['name']}(num_classes={model['num_classes']})"
+    return "", "\n".join(["import torchvision\n" + IMPORTS, network, *_changes(kind, model, channels), load])
 
 
 def _changes(kind: Any, model: Mapping[str, Any], channels: int) -> list[str]:
-    """Where the network differs from torchvision's of the same name."""
+    """The lines that change torchvision's network of the same name to this one."""
     lines = []
     if kind is VGG and model["head"] == "mean":
         lines.append("model.avgpool = torch.nn.AdaptiveAvgPool2d(1)")

@@ -121,7 +121,7 @@ def _normalised(x: Array, scale: Array, bias: Array, mean: Array, variance: Arra
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _batch_normalised(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
-    """With the mean and the variance of each channel, the latter as the mean of squares less the square of the mean."""
+    """The normalised batch, and the mean and variance of each channel: E[x^2] - E[x]^2."""
     mean = _mean(x)
     variance = jnp.maximum(0, _mean(x * x) - mean * mean)
     return _normalised(x, scale, bias, mean, variance + epsilon), mean, variance
@@ -141,7 +141,7 @@ def _batch_normalised_jvp(epsilon: float, primals: tuple[Array, ...], tangents: 
 
 
 def _mean(x: Float[Array, "*n c"]) -> Float[Array, "c"]:
-    """Over all axes but the last; on a CPU a product with ones, in a quarter of the time of XLA's sum."""
+    """The mean over all axes but the last; on a CPU a product with ones takes a quarter of the time of XLA's sum."""
     count = x.size // x.shape[-1]
     product = lambda x: jnp.dot(jnp.ones(count, x.dtype), x.reshape(count, -1), precision="highest")
     plain = lambda x: x.sum(tuple(range(x.ndim - 1)))

@@ -100,7 +100,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_units(where: str, name: str, values: Constants, fit: bool) -> None:
-    """In units of pixel / 255 a mean lies in [0, 1], and a deviation, by which is divided, in (0, 1]."""
+    """Refuses a mean outside [0, 1] or a deviation outside (0, 1], in units of pixel / 255."""
     if fit:
         return
     advice = "divide by 255" if 1 < max(values) <= 255 and min(values) >= 0 else f"set config.donor.{name}"

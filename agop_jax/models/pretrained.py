@@ -162,7 +162,7 @@ def _safetensors(name: str, path: str, fields: Mapping[str, Any]) -> Loaded:
 
 
 def _tensor(opened: Any, tensor: str, where: str) -> np.ndarray:
-    """Of an open file, if its type is one that NumPy or JAX knows; those of 8 bits and fewer are not among them."""
+    """A tensor of an open file, if NumPy or JAX knows its type; types of 8 bits and fewer are refused."""
     try:
         return opened.get_tensor(tensor)
     except (AttributeError, KeyError, TypeError):

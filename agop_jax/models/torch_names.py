@@ -122,7 +122,7 @@ def _sequence(kind: str, *names: str) -> dict[str, str]:
 
 
 def _small_cnn(model: SmallCNN) -> dict[str, str]:
-    """Of convolution, ReLU and pooling, again and again."""
+    """The names of convolutions that a ReLU and a pooling follow."""
     convolutions = (f"features.{3 * index}" for index in range(len(model.features)))
     return _sequence("Conv", *convolutions) | {"Dense_0": "classifier"}
 

@@ -58,22 +58,22 @@ def from_state_dict(
     size, first = family.size(state), state[f"{names[0]}.weight"]
     channels = first.shape[1] if first.ndim > 1 else 1
     leaves = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, channels)))
-    wanted = places(model, leaves)
-    _check(state, wanted, files_name, name, where)
-    flat = {place.path: jnp.asarray(place.to_flax(state[tensor]), jnp.float32) for tensor, place in wanted.items()}
+    layout = places(model, leaves)
+    _check(state, layout, files_name, name, where)
+    flat = {place.path: jnp.asarray(place.to_flax(state[tensor]), jnp.float32) for tensor, place in layout.items()}
     return model, trees.unflatten(flat)
 
 
-def _check(state: State, wanted: Mapping[str, Place], files_name: Mapping[str, str], name: str, where: str) -> None:
+def _check(state: State, layout: Mapping[str, Place], files_name: Mapping[str, str], name: str, where: str) -> None:
     """All tensors of a model are there, and no others, with numbers and shapes as it wants them."""
-    _require(wanted, state, name, where)
-    for tensor in wanted:
+    _require(layout, state, name, where)
+    for tensor in layout:
         dtype = state[tensor].dtype
         if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 2:
             raise not_floating(where, files_name[tensor], str(dtype))
-    if extra := [files_name[tensor] for tensor in state if tensor not in wanted]:
+    if extra := [files_name[tensor] for tensor in state if tensor not in layout]:
         raise UserError(f"{where} holds the tensor {_some(extra)}, which model {name!r} does not have")
-    for tensor, place in wanted.items():
+    for tensor, place in layout.items():
         if (got := state[tensor].shape) not in place.shapes:
             raise UserError(
                 f"{where}: tensor {files_name[tensor]!r}: model {name!r} wants {place.shapes[0]}, got {got}"

@@ -172,14 +172,14 @@ def _over_settings(folder: Path, lines: Sequence[Overall]) -> list[Picture]:
 
 def _courses(folder: Path, columns: Sequence[Column], lines: Sequence[Overall]) -> list[Picture]:
     """Accuracy against budget, for each group of settings that differ in it alone."""
-    found = []
+    courses = []
     for course in dict.fromkeys(column.course for column in columns):
         own = {column.setting.budget: column for column in columns if column.course == course}
         if len(own) > 1:
-            found.append(
-                _course(folder, f"budget_{len(found)}", course, [own[budget] for budget in sorted(own)], lines)
+            courses.append(
+                _course(folder, f"budget_{len(courses)}", course, [own[budget] for budget in sorted(own)], lines)
             )
-    return found
+    return courses
 
 
 def _course(folder: Path, name: str, course: str, columns: Sequence[Column], lines: Sequence[Overall]) -> Picture:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from agop_jax.results.figures import BLUE, GREY, INK, STYLE, VERMILLION, wrapped
 from agop_jax.results.intervals import Interval
-from agop_jax.results.summary import points
+from agop_jax.results.summary_words import points
 
 SCALE = LinearSegmentedColormap.from_list("worse to better", [VERMILLION, "#FFFFFF", BLUE])
 DEPTH = 0.75  # of the strongest colour, on which black text is still read

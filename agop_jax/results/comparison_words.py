@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from agop_jax.results.matrix import LSUV, Cell, Column, Overall
-from agop_jax.results.summary import BASELINE, NBSP
+from agop_jax.results.summary import BASELINE
+from agop_jax.results.summary_words import NBSP
 
 Parts = list[tuple[str, str]]  # (a few words that lead in, the rest of the sentence)
 FIRST = 5  # ranks that are named

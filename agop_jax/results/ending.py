@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from agop_jax.results.summary import BASELINE, Summary, points, setting_name
+from agop_jax.results.summary import BASELINE, Summary
+from agop_jax.results.summary_words import points, setting_name
 
 MOST = 8  # names in a line
 
@@ -26,7 +27,7 @@ def in_brief(lines: Sequence[Summary], path: Path) -> str:
 
 
 def _parts(lines: Sequence[Summary]) -> list[str]:
-    """Of one setting: the best, and what is told apart."""
+    """The best init of one setting, and the inits whose difference from He is clear."""
     learners = [line for line in lines if line.trains]
     if not learners:
         return ["Best: none, since no initialisation left chance"]
@@ -39,10 +40,10 @@ def _parts(lines: Sequence[Summary]) -> list[str]:
 
 
 def _told_apart(lines: Sequence[Summary]) -> str:
-    """By verdict."""
+    """The inits that are better than He and those that are worse, in words."""
     others = [line for line in lines if line.init != BASELINE]
-    found = {verdict: [x for x in others if x.he_verdict == verdict] for verdict in ("better", "worse")}
-    told = [f"{verdict} {_names(inits)}" for verdict, inits in found.items() if inits]
+    by_verdict = {verdict: [x for x in others if x.he_verdict == verdict] for verdict in ("better", "worse")}
+    told = [f"{verdict} {_names(inits)}" for verdict, inits in by_verdict.items() if inits]
     if told:
         return "; ".join(told)
     few = all(line.he_verdict == "too few seeds" for line in others)

@@ -6,14 +6,14 @@ import re
 import jinja2
 from markupsafe import Markup, escape
 
-from agop_jax.results import summary
 from agop_jax.results.summary import BASELINE
+from agop_jax.results.summary_words import points, setting_name
 
 DASH = "\N{EN DASH}"
 
 
 def template(name: str) -> jinja2.Template:
-    """Of the folder `templates`."""
+    """A template of the folder `templates`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("agop_jax.results"),
         autoescape=True,
@@ -29,7 +29,7 @@ def template(name: str) -> jinja2.Template:
         "decimals": _decimals,
         "seconds": _seconds,
     }
-    environment.globals |= {"baseline": BASELINE, "setting_name": summary.setting_name}
+    environment.globals |= {"baseline": BASELINE, "setting_name": setting_name}
     return environment.get_template(name)
 
 
@@ -46,7 +46,7 @@ def _seconds(value: float) -> str:
 
 
 def _points(difference: float) -> str:
-    return summary.points(difference) if math.isfinite(difference) else DASH
+    return points(difference) if math.isfinite(difference) else DASH
 
 
 def _breakable(text: str) -> Markup:

@@ -99,13 +99,13 @@ def _settings(run: Run, donor_free: Container[str]) -> list[tuple]:
     judged = {"variance": str(rule.get("variance", "moderated")), "margin": float(rule.get("margin", 1.0)) * POINT}
     judged["donor_free"] = donor_free
     lines = summary.summarise(run.work.results, run.work.curves, **judged)
-    found = []
+    parts = []
     for setting in dict.fromkeys(line.setting for line in lines):
         rows = [row for row in run.work.results if Setting.of(row) == setting]
         own = [line for line in lines if line.setting == setting]
         facts, cells = setting_names.facts(run.work.config, setting), _cells(rows, own, judged)
-        found.append((run, facts, setting, cells, _task(rows), by_donor.spread_table(rows, own)))
-    return found
+        parts.append((run, facts, setting, cells, _task(rows), by_donor.spread_table(rows, own)))
+    return parts
 
 
 def _cells(rows: Sequence[Row], lines: Sequence[Summary], judged: dict) -> dict[str, Cell]:

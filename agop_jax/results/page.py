@@ -11,14 +11,15 @@ import numpy as np
 
 from agop_jax.core import files
 from agop_jax.core.files import Row
-from agop_jax.results import by_donor, ending, html, pictures, summary, tables
+from agop_jax.results import by_donor, ending, html, pictures, summary, summary_words
 from agop_jax.results.by_donor import DonorTable
 from agop_jax.results.data_words import data_words, evaluation_words
 from agop_jax.results.moderation import ROWS
 from agop_jax.results.pictures import Picture
 from agop_jax.results.summary import Summary
-from agop_jax.results.tables import Setting, Work
+from agop_jax.results.tables import Setting
 from agop_jax.results.verdicts import POINT
+from agop_jax.results.work import Work, read_work
 
 Key = tuple[str, Setting]  # init, setting
 
@@ -62,14 +63,14 @@ def write_report(
     Raises:
       UserError: a file is missing or damaged; the message names it.
     """
-    work = tables.read_work(workdir)
+    work = read_work(workdir)
     rule = work.config.get("statistics", {})  # of versions that had no such section
     margin = float(rule.get("margin", 1.0)) * POINT
     variance = str(rule.get("variance", "moderated"))
     lines = summary.summarise(work.results, work.curves, variance=variance, margin=margin, donor_free=donor_free)
     files.write_rows(work.path / "summary.csv", [_blank_nan(asdict(line)) for line in lines])
     files.atomic_write_text(work.path / "report.html", _page(work, lines, descriptions, poor_fit, variance, margin))
-    return f"{summary.terminal_table(lines)}\n\n{ending.in_brief(lines, work.path)}"
+    return f"{summary_words.terminal_table(lines)}\n\n{ending.in_brief(lines, work.path)}"
 
 
 def _blank_nan(row: Row) -> Row:
@@ -90,7 +91,7 @@ def _page(
     return html.template("report.html.j2").render(
         question=str(work.config.get("question") or "Which initialisation is best?"),
         sections=[_section(work, group, margin) for group in settings.values()],
-        overall=summary.in_every_setting(lines) if len(settings) > 1 else [],
+        overall=summary_words.in_every_setting(lines) if len(settings) > 1 else [],
         trends=pictures.trends(work, lines),
         donor=pictures.donor(work),
         ansatz=pictures.ansatz(work),
@@ -118,13 +119,13 @@ def _page(
 
 
 def _section(work: Work, lines: list[Summary], margin: float) -> Section:
-    title = summary.setting_name(lines[0].setting)
-    words, spread = summary.in_words(lines, margin), by_donor.spread_table(work.results, lines)
+    title = summary_words.setting_name(lines[0].setting)
+    words, spread = summary_words.in_words(lines, margin), by_donor.spread_table(work.results, lines)
     return Section(title, lines, words, pictures.of_setting(work, lines), spread)
 
 
 def _donor_accuracies(work: Work) -> dict[int, float]:
-    """By seed, of the donors whose classes are those of their data."""
+    """{seed: test accuracy} of the donors whose classes are those of their data."""
     return {seed: row["test_accuracy"] for seed, row in work.donors.items() if "test_accuracy" in row}
 
 
@@ -136,7 +137,7 @@ def _pivot(rows: Sequence[Row], column: str, value: str) -> Pivot:
     cells: dict[Key, dict[Any, list[float]]] = {}
     for row in rows:
         cells.setdefault(_key(row), {}).setdefault(row[column], []).append(row[value])
-    means = {key: {name: float(np.mean(found)) for name, found in line.items()} for key, line in cells.items()}
+    means = {key: {name: float(np.mean(numbers)) for name, numbers in line.items()} for key, line in cells.items()}
     return Pivot(list(dict.fromkeys(row[column] for row in rows)), means)
 
 

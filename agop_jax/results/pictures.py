@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from agop_jax.core.files import Row, read_json, read_text
-from agop_jax.results import feature_figures, figures, summary
+from agop_jax.results import feature_figures, figures
 from agop_jax.results.summary import BASELINE, Summary
-from agop_jax.results.tables import Setting, Work
+from agop_jax.results.summary_words import setting_name
+from agop_jax.results.tables import Setting
+from agop_jax.results.work import Work
 
 ANSATZ_COMPARISONS = ("trained", "untrained", "centred")  # of `ansatz.csv`, those that are shown
 
@@ -38,15 +40,15 @@ AXES = {"train_size": "number of training images", "width": "width", "budget": "
 
 def trends(work: Work, lines: Sequence[Summary]) -> list[Picture]:
     """Accuracy against each part of a setting that takes several values, the other parts being fixed."""
-    found = []
+    pictures = []
     for name, label in AXES.items():
         groups: dict[str, list[Summary]] = {}
         for line in sorted(lines, key=lambda line: line.setting):
             groups.setdefault(_fixed(line, name, lines), []).append(line)
         for place, chosen in groups.items():
             if len({getattr(line, name) for line in chosen}) > 1:
-                found.append(_trend(work, chosen, name, label, place))
-    return found
+                pictures.append(_trend(work, chosen, name, label, place))
+    return pictures
 
 
 def _fixed(line: Summary, name: str, lines: Sequence[Summary]) -> str:
@@ -59,20 +61,20 @@ def _fixed(line: Summary, name: str, lines: Sequence[Summary]) -> str:
 
 def donor(work: Work) -> list[Picture]:
     """Its training and its spectra."""
-    found = []
+    pictures = []
     if work.donor_curve:
         steps = [row["step"] for row in work.donor_curve]
         train, validation = ([row[f"{part}_accuracy"] for row in work.donor_curve] for part in ("train", "validation"))
         curves = [figures.Curve(steps, values, values, values) for values in (train, validation)]
         caption, alt = "The donor's own training (one run).", "The donor's accuracy by step, train and validation."
-        found.append(picture(work.path, "donor", figures.training_course(*curves), caption, alt))
+        pictures.append(picture(work.path, "donor", figures.training_course(*curves), caption, alt))
     if work.spectra:
-        found.append(_spectra(work))
-    return found
+        pictures.append(_spectra(work))
+    return pictures
 
 
 def filters(work: Work, lines: Sequence[Summary]) -> list[Picture]:
-    """Of the first layer, for the inits whose filters were kept."""
+    """The filters of the first layer, for the inits whose filters were kept."""
     ordered = {line.init: work.filters[line.init] for line in lines if line.init in work.filters}
     if not ordered:
         return []
@@ -101,11 +103,11 @@ def ansatz(work: Work) -> list[Picture]:
 
 def gallery(work: Work) -> list[Picture]:
     """What was drawn of the donor when it was at hand; the files are there already."""
-    found = []
+    pictures = []
     for entry in work.gallery:
         svg = read_text(work.path / "figures" / f"{entry['name']}.svg")
-        found.append(Picture(_data_uri(svg.encode()), entry["caption"], entry["alt"], entry["width"], photo=True))
-    return found
+        pictures.append(Picture(_data_uri(svg.encode()), entry["caption"], entry["alt"], entry["width"], photo=True))
+    return pictures
 
 
 def gallery_note(work: Work) -> str:
@@ -120,7 +122,7 @@ def ansatz_words(rows: Sequence[Row]) -> list[tuple[str, str]]:
     Layers whose S is a multiple of the identity, such as a last Dense with the logits as outputs, are left out: there
     AGOP and NFM are one matrix up to a factor, whatever the weights.
     """
-    found = []
+    sentences = []
     idle = [row["layer"] for row in rows if row["comparison"] == "trained" and _trivial(row)]
     rows = [row for row in rows if row["layer"] not in idle]
     for power in sorted({row["power"] for row in rows if not row["fitted"] and row["comparison"] == "trained"}):
@@ -137,10 +139,10 @@ def ansatz_words(rows: Sequence[Row]) -> list[tuple[str, str]]:
         if centred:
             null = {k: r["null_pearson_95"] for k, r in centred.items()}
             parts.append(f"the change W - W0 {_exceeding('its own null', centred, null)}")
-        found.append((f"NFM against AGOP^{power:g}, Pearson", "; ".join(parts) + "."))
+        sentences.append((f"NFM against AGOP^{power:g}, Pearson", "; ".join(parts) + "."))
     if idle:
-        found.append(("Trivial, the gradients' matrix being isotropic", ", ".join(dict.fromkeys(idle)) + "."))
-    return found
+        sentences.append(("Trivial, the gradients' matrix being isotropic", ", ".join(dict.fromkeys(idle)) + "."))
+    return sentences
 
 
 def _trivial(row: Row) -> bool:
@@ -179,7 +181,7 @@ def _accuracy(work: Work, lines: list[Summary], suffix: str) -> Picture:
         for x in lines
     ]
     caption = (
-        f"Test accuracy after training on {summary.setting_name(lines[0].setting)}. Small dots: one seed each "
+        f"Test accuracy after training on {setting_name(lines[0].setting)}. Small dots: one seed each "
         f"({_seeds(lines)}); large mark and bar: mean and its 95 % t interval; dashed line and diamond: He. "
         "Triangles: better (up, blue) or worse (down, orange) than He by paired comparison; grey: not told apart. All "
         "inits share a seed's data and order, so a paired difference can be clear where bars overlap."
@@ -192,11 +194,11 @@ def _progress(work: Work, lines: list[Summary], suffix: str) -> list[Picture]:
     accuracy = _courses(work, lines, lambda row: row["curve_accuracy"])
     gap = _courses(work, lines, lambda row: row["validation_loss"] - row["train_loss"])
     key = f"Line: mean over seeds ({_seeds(lines)}); band: lowest to highest seed; grey: He. Best test accuracy first."
-    found = []
+    pictures = []
     if accuracy:
         figure = figures.small_multiples(accuracy, BASELINE, "step", "validation accuracy")
         caption, alt = f"Validation accuracy during training. {key}", "Learning curves, one panel an initialisation."
-        found.append(picture(work.path, f"learning_curves_{suffix}", figure, caption, alt))
+        pictures.append(picture(work.path, f"learning_curves_{suffix}", figure, caption, alt))
     if gap:
         label = "validation - training loss"
         figure = figures.small_multiples(gap, BASELINE, "step", label, percent=False)
@@ -205,13 +207,13 @@ def _progress(work: Work, lines: list[Summary], suffix: str) -> list[Picture]:
             f"{key} Where losses are not finite nothing is drawn; extreme values leave the frame."
         )
         alt = "Validation loss minus training loss by step, one panel an initialisation."
-        found.append(picture(work.path, f"loss_gap_{suffix}", figure, caption, alt))
-    return found
+        pictures.append(picture(work.path, f"loss_gap_{suffix}", figure, caption, alt))
+    return pictures
 
 
 def _courses(work: Work, lines: Sequence[Summary], value: Callable[[Row], float]) -> dict[str, figures.Curve]:
     """init -> mean and range over seeds at each step, for the inits of one setting whose metrics were kept."""
-    found = {}
+    courses = {}
     for line in lines:
         by_step: dict[float, list[float]] = {}
         for (init, setting, _), rows in work.curves.items():
@@ -223,8 +225,8 @@ def _courses(work: Work, lines: Sequence[Summary], value: Callable[[Row], float]
             steps = sorted(by_step)
             means = [float(np.mean(by_step[step])) for step in steps]
             limits = [[limit(by_step[step]) for step in steps] for limit in (min, max)]
-            found[line.init] = figures.Curve(steps, means, *limits)
-    return found
+            courses[line.init] = figures.Curve(steps, means, *limits)
+    return courses
 
 
 def _trend(work: Work, lines: Sequence[Summary], name: str, label: str, fixed: str) -> Picture:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agop_jax.core.errors import UserError
-from agop_jax.results import tables
-from agop_jax.results.summary import BASELINE, setting_name
-from agop_jax.results.tables import Setting, Work
+from agop_jax.results.summary import BASELINE
+from agop_jax.results.summary_words import setting_name
+from agop_jax.results.tables import Setting
+from agop_jax.results.work import Work, read_work
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def read_runs(paths: Sequence[str | os.PathLike]) -> list[Run]:
         if count > 1:
             raise UserError(f"{str(directory)!r} is there {count} times: name each work directory once")
         _require_results(directory)
-    runs = [Run(*pair) for pair in zip(_names(directories), map(tables.read_work, directories), strict=True)]
+    runs = [Run(*pair) for pair in zip(_names(directories), map(read_work, directories), strict=True)]
     for run in runs:
         _require_baseline(run)
     return runs

@@ -56,7 +56,7 @@ class Sample:
 
     @property
     def mean(self) -> float:
-        """Of the donors' means."""
+        """The mean of the donors' means."""
         return float(np.mean(list(self.means.values())))
 
     @property

@@ -115,7 +115,7 @@ def recovered_fraction(
     may be zero, or to a loss, says nothing.
     """
     rows = list(rows)
-    found, sign, donors = [], 1 if higher_is_better(metric) else -1, _donors(rows)
+    fractions, sign, donors = [], 1 if higher_is_better(metric) else -1, _donors(rows)
     for setting, values in _by_setting(rows, metric).items():
         none, whole = values.get(baseline, {}), values.get(reference, {})
         for init, own in values.items():
@@ -126,8 +126,8 @@ def recovered_fraction(
                     for upper in (own, whole)
                 )
                 ratio = ratio_interval(gain, full, 1 - confidence)
-                found.append(Recovered(init, *setting, ratio.mean, ratio.low, ratio.high, ratio.n))
-    return found
+                fractions.append(Recovered(init, *setting, ratio.mean, ratio.low, ratio.high, ratio.n))
+    return fractions
 
 
 def higher_is_better(metric: str) -> bool:
@@ -140,12 +140,12 @@ def higher_is_better(metric: str) -> bool:
 def _by_setting(rows: Iterable[Row], metric: str) -> dict[Setting, dict[str, BySeed]]:
     """setting -> init -> seed -> value of the metric."""
     higher_is_better(metric)
-    found: dict[Setting, dict[str, BySeed]] = {}
+    settings: dict[Setting, dict[str, BySeed]] = {}
     for row in rows:
         if metric not in row:
             raise unknown_name("metric", metric, row)
         init, seed, value = row["init"], row["seed"], row[metric]
-        values = found.setdefault(Setting.of(row), {}).setdefault(init, {})
+        values = settings.setdefault(Setting.of(row), {}).setdefault(init, {})
         if seed in values:
             raise UserError(
                 f"init {init!r}, seed {seed}: two results of one training-set size, width and budget, wanted one"
@@ -153,16 +153,19 @@ def _by_setting(rows: Iterable[Row], metric: str) -> dict[Setting, dict[str, ByS
         if not math.isfinite(value):
             raise UserError(f"init {init!r}, seed {seed}: {metric} is {value}, wanted a finite number")
         values[seed] = float(value)
-    return found
+    return settings
 
 
 def _is_control(init: str, controls: Sequence[str]) -> bool:
-    """Also one made for an init, 'matched_isotropic:X', or with options, 'matched_isotropic@lsuv'."""
+    """Whether an init is a control: by name, for an init ('matched_isotropic:X') or with options ('...@lsuv')."""
     return init.partition("@")[0].partition(":")[0] in controls
 
 
 def _better_control(init: str, values: BySeed, selection: dict[str, BySeed], controls: Sequence[str]) -> str | None:
-    """Of the init's own controls, else of the plain ones, the best on validation over the seeds shared with it."""
+    """The control of the highest mean validation accuracy over the seeds that it shares with the init.
+
+    An init that has controls of its own, such as 'matched_isotropic:X', is compared with those alone.
+    """
     own = [name for name in (f"{control}:{init}" for control in controls) if name in selection]
     means = {}
     for name in own or [name for name in controls if name in selection]:
@@ -193,7 +196,7 @@ class _Family:
     donor_free: Container[str]
 
     def differences(self, pairs: Iterable[tuple[str, str]]) -> list[Difference]:
-        """Of (init, against); those of no seed in common are left out."""
+        """The differences of pairs (init, against). A pair without a seed in common is left out."""
         every = {pair: Sample.of(self.values[pair[0]], self.values.get(pair[1], {}), self.donors) for pair in pairs}
         samples = {pair: sample for pair, sample in every.items() if sample.n}
         spreads, general = self._spreads(samples), self._general(samples)
@@ -217,7 +220,7 @@ class _Family:
         return dict(zip(samples, moderate(rows), strict=True))
 
     def _general(self, samples: Samples) -> dict[tuple[str, str], General]:
-        """Over donors, for the pairs that use one and have several: a family of its own."""
+        """What holds for donors in general: one family of the pairs that use a donor and have several."""
         using = {pair: sample for pair, sample in samples.items() if not all(init in self.donor_free for init in pair)}
         over = {pair: sample.over_donors for pair, sample in using.items() if len(sample.means) > 1}
         spreads, level = self._spreads(over), (1 - self.rule.confidence) / max(1, len(over))

@@ -1,10 +1,7 @@
-"""One line per initialisation and setting, and the same in plain words.
-
-Accuracies and their differences are fractions; words and tables show per cent and points.
-"""
+"""The table of summaries: one line for each initialisation and setting. Accuracies and differences are fractions."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +12,13 @@ from agop_jax.results import statistics
 from agop_jax.results.intervals import Interval, mean_interval, steps_to_reach, student_test
 from agop_jax.results.samples import Sample
 from agop_jax.results.tables import Curves, Setting
-from agop_jax.results.verdicts import POINT, Difference, General
+from agop_jax.results.verdicts import Difference, General
 
 BASELINE = "kaiming_normal"
 COPIES = ("copy", "copy_tiled", "copy_spaced")  # what the fraction of the gain recovered is measured by
 IDLE = "does not train"
 TOO_SHORT = "too short to tell"  # of runs after which no init has left chance
 NAN = math.nan
-NBSP = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ class Summary:
 
 
 def summarise(results: Sequence[Row], curves: Curves, **judged: Any) -> list[Summary]:
-    """By setting, and within it by mean accuracy, best first.
+    """One line for each init and setting, ordered by setting and then by mean accuracy, best first.
 
     Args:
       results: rows of `results.csv`.
@@ -106,8 +102,8 @@ def summarise(results: Sequence[Row], curves: Curves, **judged: Any) -> list[Sum
     for row in results:
         groups.setdefault((row["init"], Setting.of(row)), []).append(row)
     differences = {
-        (found.init, Setting.of(vars(found)), found.against == BASELINE): found
-        for found in statistics.compare(results, **judged)
+        (difference.init, Setting.of(vars(difference)), difference.against == BASELINE): difference
+        for difference in statistics.compare(results, **judged)
     }
     recovered = {
         (r.init, Setting.of(vars(r))): r.fraction
@@ -173,7 +169,7 @@ def _accuracy(rows: Sequence[Row], chance: float, told: bool) -> dict[str, Any]:
 
 
 def _accuracy_interval(rows: Sequence[Row]) -> Interval:
-    """Of several donors, over the seeds of these."""
+    """The interval of the mean test accuracy; of several donors, the spread is that within donors."""
     donors = {row["seed"]: row["donor"] for row in rows}
     if len(set(donors.values())) == 1:
         return mean_interval([row["test_accuracy"] for row in rows])
@@ -182,22 +178,22 @@ def _accuracy_interval(rows: Sequence[Row]) -> Interval:
 
 
 def _mean(rows: Sequence[Row], column: str) -> float:
-    """Over the seeds for which there is a number; older rows lack some."""
+    """The mean over the seeds that have a number in this column; rows of older versions lack some."""
     values = [row[column] for row in rows if math.isfinite(row[column])]
     return float(np.mean(values)) if values else NAN
 
 
-def _difference(prefix: str, found: Difference | None) -> dict[str, Any]:
+def _difference(prefix: str, difference: Difference | None) -> dict[str, Any]:
     names = ("difference", "low", "high", "verdict", "equivalence")
     values = (NAN, NAN, NAN, "", "")
-    if found is not None:
-        values = (found.mean, found.low, found.high, found.verdict, found.equivalence)
+    if difference is not None:
+        values = (difference.mean, difference.low, difference.high, difference.verdict, difference.equivalence)
     fields: dict[str, Any] = {f"{prefix}_{name}": value for name, value in zip(names, values, strict=True)}
-    return fields if prefix == "he" else fields | {"control": found.against if found else ""}
+    return fields if prefix == "he" else fields | {"control": difference.against if difference else ""}
 
 
-def _general(rows: Sequence[Row], found: Difference | None) -> dict[str, Any]:
-    general = found.general if found else General()
+def _general(rows: Sequence[Row], difference: Difference | None) -> dict[str, Any]:
+    general = difference.general if difference else General()
     return {
         "donors": len({row["donor"] for row in rows}),
         "donor_deviation": general.deviation,
@@ -218,150 +214,3 @@ def _steps_to_baseline(rows: Sequence[Row], curves: Curves) -> float:
             reached = steps_to_reach(course, target)
             steps.append(math.inf if reached is None else reached)
     return float(np.median(steps)) if steps else NAN
-
-
-def setting_name(setting: Setting) -> str:
-    """Such as '500 images, width 1, 250 steps'."""
-    steps = f", {setting.budget:,} steps" if setting.budget else ""
-    return f"{setting.train_size:,} images, width {setting.width:g}{steps}"
-
-
-def points(difference: float) -> str:
-    """A difference of fractions in percentage points, with its sign."""
-    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
-
-
-def in_words(lines: Sequence[Summary], margin: float = POINT) -> list[tuple[str, str]]:
-    """What one setting shows and does not show: (a few words that lead in, the rest of the sentence).
-
-    Args:
-      lines: of the setting.
-      margin: the difference that does not matter, as a fraction.
-    """
-    trained = [line for line in lines if line.trains and line.init != BASELINE]
-    parts = [
-        ("", _what_was_done(lines)),
-        *_verdicts("he", "He", trained),
-        *_equivalences(trained, margin),
-        *_over_donors(trained),
-        *_verdicts("control", "the better matched control", trained),
-        ("Better than He, but not than the control, so that scale or spectrum may explain it", _only_scale(trained)),
-        ("Did not train at all (diverged or stayed at chance)", _names(x for x in lines if not x.trains | x.too_short)),
-        ("Too short to tell, since no init that began at chance has left it", _names(x for x in lines if x.too_short)),
-        ("", _power(trained)),
-    ]
-    return [(lead, text) for lead, text in parts if text]
-
-
-def in_every_setting(lines: Sequence[Summary]) -> list[tuple[str, str]]:
-    """The same for several settings: what holds in all of them."""
-    settings = {line.setting for line in lines}
-    parts = []
-    for prefix, against in (("he", "He"), ("control", "the better matched control")):
-        for verdict in ("better", "worse"):
-            found = [line.init for line in lines if line.trains and getattr(line, f"{prefix}_verdict") == verdict]
-            names = [init for init in dict.fromkeys(found) if found.count(init) == len(settings)]
-            lead = f"{verdict.capitalize()} than {against} in all {len(settings)} settings"
-            parts.append((lead, ", ".join(names) or "none"))
-    return parts
-
-
-def _what_was_done(lines: Sequence[Summary]) -> str:
-    seeds = sorted({line.n for line in lines})
-    seeds_text = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    text = f"{len(lines)} initialisations were trained on {setting_name(lines[0].setting)}, with {seeds_text} seed"
-    text += "." if seeds == [1] else "s each."
-    baseline = next((line for line in lines if line.init == BASELINE), None)
-    if baseline is None:
-        return f"{text} He ({BASELINE}) is not among them, so there is nothing to compare them with."
-    return f"{text} He ({BASELINE}) gets {100 * baseline.test_accuracy:.1f}{NBSP}% of the test set right."
-
-
-def _verdicts(prefix: str, against: str, lines: Sequence[Summary]) -> list[tuple[str, str]]:
-    """A part for each verdict that occurs; `prefix` is that of the fields to read."""
-    leads = {
-        "better": f"Better than {against} (points)",
-        "worse": f"Worse than {against} (points)",
-        "no difference seen": f"No difference from {against} seen",
-        "too few seeds": f"Too few seeds to tell from {against}",
-    }
-    parts = []
-    for verdict, lead in leads.items():
-        found = [line for line in lines if getattr(line, f"{prefix}_verdict") == verdict]
-        parts.append((lead, _names(found, f"{prefix}_difference" if verdict in ("better", "worse") else "")))
-    return parts
-
-
-def _equivalences(lines: Sequence[Summary], margin: float) -> list[tuple[str, str]]:
-    """Of the inits that are not told apart from He, those that a margin says something of."""
-    near, leads = f"{100 * margin:g} point{'s' if margin != POINT else ''}", {}
-    leads["equivalent"] = f"Equivalent to He, within {near} either way"
-    leads["no worse"] = f"No worse than He by more than {near}"
-    leads["no better"] = f"No better than He by more than {near}"
-    alike = [line for line in lines if line.he_verdict == "no difference seen"]
-    return [(lead, _names(line for line in alike if line.he_equivalence == told)) for told, lead in leads.items()]
-
-
-def _over_donors(lines: Sequence[Summary]) -> list[tuple[str, str]]:
-    """What holds for donors in general, where there are several."""
-    donors = max((line.donors for line in lines), default=1)
-    if donors == 1:
-        return []
-    told = [
-        (f"{verdict.capitalize()} than He for donors in general, not these {donors} alone", _names(found))
-        for verdict in ("better", "worse")
-        if (found := [line for line in lines if line.general_verdict == verdict])
-    ]
-    few = " Two cannot tell it, since one degree of freedom is left: see the spread below." if donors == 2 else ""
-    return told or [("For donors in general", f"nothing is told from {donors} donors.{few}")]
-
-
-def _names(lines: Iterable[Summary], difference: str = "") -> str:
-    """The names, each with its points in the field `difference` if there is to be any."""
-    names = (f"{line.init}{NBSP}{points(getattr(line, difference))}" if difference else line.init for line in lines)
-    return ", ".join(names)
-
-
-def _only_scale(lines: Sequence[Summary]) -> str:
-    return _names(x for x in lines if x.he_verdict == "better" and x.control_verdict not in ("", "better"))
-
-
-def _power(lines: Sequence[Summary]) -> str:
-    """How much a verdict of 'no difference seen' is worth."""
-    if not any(line.he_verdict for line in lines):
-        return ""
-    if all(line.he_verdict in ("", "too few seeds") for line in lines):
-        return "So few seeds support no conclusion about differences."
-    widths = [(line.he_high - line.he_low) / 2 for line in lines if math.isfinite(line.he_high - line.he_low)]
-    seeds = [line.seeds_for_one_point for line in lines if line.seeds_for_one_point is not None]
-    text = (
-        f"A difference from He is known here to about ±{100 * np.median(widths):.1f} points (median), so smaller ones"
-    )
-    text += " may well exist unseen."
-    return text + (f" To see one point would take about {np.median(seeds):.0f} seeds an init." if seeds else "")
-
-
-def terminal_table(lines: Iterable[Summary]) -> str:
-    """A block a setting: mean test accuracy and half its 95 % interval in per cent, points from He, verdict."""
-    blocks: dict[Setting, list[tuple[str, ...]]] = {}
-    for line in lines:
-        half = f" ± {50 * (line.high - line.low):.1f}" if math.isfinite(line.high - line.low) else ""
-        accuracy = f"{100 * line.test_accuracy:.1f}{half}"
-        difference = points(line.he_difference) if line.trains and math.isfinite(line.he_difference) else ""
-        verdict = line.he_verdict if line.trains else line.idle
-        blocks.setdefault(line.setting, []).append((line.init, accuracy, str(line.n), difference, verdict))
-    header = ("init", "test %", "n", "vs He", "verdict")
-    return "\n\n".join(f"{setting_name(key)}\n{_aligned([header, *rows])}" for key, rows in blocks.items())
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i in (0, 4) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)

@@ -1,27 +1,19 @@
-"""The work directory's tidy files: one place that knows their columns and reads them."""
+"""The columns of a work directory's tables, and their readers."""
 
 import json
 import math
 import os
-import zipfile
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from agop_jax.core.errors import UserError
 from agop_jax.core.files import (
     Columns,
     Row,
     read_header,
-    read_json,
-    read_optional_table,
     read_table,
     read_text,
-    unreadable_reason,
 )
 
 
@@ -40,7 +32,7 @@ class Setting(NamedTuple):
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Setting":
-        """Of a row of any table."""
+        """The setting of a row of any table."""
         return cls(row["train_size"], row["width"], row.get("budget", 0))
 
     def stem(self, own: int) -> str:
@@ -50,7 +42,6 @@ class Setting(NamedTuple):
 
 
 Recipient = tuple[str, Setting, int]  # init, setting, seed
-Kernels = tuple[np.ndarray, np.ndarray]  # first layer before and after training, (kh, kw, cin, cout)
 Curves = Mapping[Recipient, list[Row]]
 
 # One recipient a row. Accuracies are fractions; accuracy_at_P is on validation after P % of the budget, the number of
@@ -143,6 +134,11 @@ ENVIRONMENT = "environment"  # last column of results and rates: the key of a li
 METRIC_NAMES = ("step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 
 
+def recipient_of(row: Row) -> Recipient:
+    """The recipient that a row is about."""
+    return row["init"], Setting.of(row), row["seed"]
+
+
 def recipient_name(init: str, setting: Setting, seed: int, own: int = 0) -> str:
     """The stem of a recipient's own files, such as 'he_nfm_n500_w1_s0'; ':' is not allowed in names on every system.
 
@@ -169,7 +165,7 @@ def read_optional_results(path: str | os.PathLike, donor: int = 0, budget: int =
 
 
 def read_optional_rates(path: str | os.PathLike, budget: int) -> list[Row]:
-    """`learning_rates.csv`, likewise."""
+    """`learning_rates.csv` where it is, of this version or an older one, whose rows have no budget."""
     return [{"budget": budget} | row for row in _read_versions(path, RATE_COLUMNS, {})]
 
 
@@ -192,7 +188,7 @@ def read_results(path: str | os.PathLike, budget: int = 0) -> list[Row]:
         raise UserError(f"{path}: wanted one row a recipient, found none")
     seen = set()
     for row in rows:
-        name = recipient_name(*_recipient(row), budget)
+        name = recipient_name(*recipient_of(row), budget)
         if name in seen:
             raise UserError(
                 f"{path}: recipient {name} is there twice, in the columns init, train_size, width, budget, seed"
@@ -216,108 +212,3 @@ def read_metrics(path: str | os.PathLike) -> list[Row]:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}, line {number}: wanted {', '.join(METRIC_NAMES)} ({error!r})") from error
     return rows
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a finished experiment left in its directory; what it did not write is empty."""
-
-    path: Path
-    config: Row
-    budget: int  # config.train.steps
-    environments: list[Row]
-    results: list[Row]
-    curves: Curves
-    donor: Row
-    donors: dict[int, Row]
-    donor_curve: list[Row]
-    rates: list[Row]
-    fits: list[Row]
-    spectra: list[Row]
-    ansatz: list[Row]
-    gallery: list[Row]
-    filters: dict[str, Kernels]
-
-
-def read_work(path: str | os.PathLike) -> Work:
-    """Everything the report needs, or a `UserError` that names the file that is damaged."""
-    path = Path(path)
-    read_header(path / "results.csv")  # an unfinished experiment lacks this one, and is told so first
-    config = read_json(path / "config.json")
-    budget = int(config.get("train", {}).get("steps", 0))
-    rows = read_results(path / "results.csv", budget)
-    name = lambda row: recipient_name(*_recipient(row), budget)
-    donors = _read_donors(path, config.get("seed", 0))
-    return Work(
-        path=path,
-        config=config,
-        budget=budget,
-        environments=read_environments(path, rows),
-        results=rows,
-        curves={_recipient(row): _optional_metrics(path, name(row)) for row in rows},
-        donor=next(iter(donors.values()), {}),
-        donors=donors,
-        donor_curve=_optional_metrics(path, "donor"),
-        rates=read_optional_rates(path / "learning_rates.csv", budget or rows[0]["budget"]),
-        fits=read_optional_table(path / "fits.csv", FIT_COLUMNS),
-        spectra=read_optional_table(path / "spectra.csv", SPECTRUM_COLUMNS),
-        gallery=read_json(path / "gallery.json")["entries"] if (path / "gallery.json").exists() else [],
-        ansatz=read_optional_table(path / "ansatz.csv", ANSATZ_COLUMNS),
-        filters=_read_filters(path, [(row["init"], name(row)) for row in rows]),
-    )
-
-
-def _read_donors(path: Path, own: int) -> dict[int, Row]:
-    """By seed, what is known of each donor: that of the experiment's own seed, which comes first, and further ones."""
-    further = path / "donors"
-    seeds = [int(folder.name) for folder in further.iterdir() if folder.name.isdigit()] if further.is_dir() else []
-    files = {own: path / "donor.json", **{seed: further / str(seed) / "donor.json" for seed in sorted(seeds)}}
-    return {seed: read_json(file) for seed, file in files.items() if file.exists()}
-
-
-def read_environments(path: Path, results: Sequence[Row]) -> list[Row]:
-    """The environments that recipients were trained in, each with their number.
-
-    `environment.json` is what versions before `environments.jsonl` left: it speaks for the rows that name none.
-    """
-    counts = Counter(row.get(ENVIRONMENT, "") for row in results)
-    known = _environment_lines(path / "environments.jsonl")
-    if (path / "environment.json").exists():
-        known[""] = read_json(path / "environment.json")
-    missing = {"device": "not recorded"}
-    return [{"recipients": count, **known.get(key, missing)} for key, count in counts.items()]
-
-
-def _environment_lines(path: Path) -> dict[str, Row]:
-    if not path.exists():
-        return {}
-    try:
-        lines = [json.loads(line) for line in read_text(path).splitlines()]
-        return {line[ENVIRONMENT]: line for line in lines}
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: wanted one JSON object with {ENVIRONMENT!r} a line ({error!r})") from error
-
-
-def _recipient(row: Row) -> Recipient:
-    return row["init"], Setting.of(row), row["seed"]
-
-
-def _optional_metrics(path: Path, name: str) -> list[Row]:
-    file = path / "metrics" / f"{name}.jsonl"
-    return read_metrics(file) if file.exists() else []
-
-
-def _read_filters(path: Path, recipients: Sequence[tuple[str, str]]) -> dict[str, Kernels]:
-    """By init, of its first recipient that has any."""
-    found: dict[str, Kernels] = {}
-    for init, name in recipients:
-        file = path / "filters" / f"{name}.npz"
-        if init in found or not file.exists():
-            continue
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                found[init] = arrays["initial"], arrays["trained"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            reason = unreadable_reason(error)
-            raise UserError(f"{file}: wanted the arrays 'initial' and 'trained' ({reason})") from error
-    return found

@@ -77,9 +77,9 @@ def require_parameters(parameters: Mapping[str, Any]) -> None:
         "stride": ("1 or more", lambda value: value >= 1),
         "positions": ("1 or more", lambda value: value >= 1),
     }
-    for name, (wanted, holds) in limits.items():
+    for name, (limit, holds) in limits.items():
         if name in parameters and not holds(parameters[name]):
-            raise UserError(f"{name}: needed {wanted}, got {parameters[name]!r}")
+            raise UserError(f"{name}: needed {limit}, got {parameters[name]!r}")
     for name, known in (("solver", METHODS), ("dtype", DTYPES), ("kernel", KERNELS), ("padding", PADDINGS)):
         if name in parameters and parameters[name] not in known:
             raise unknown_name(name, str(parameters[name]), known)

@@ -42,7 +42,7 @@ class Radial:
     def gradients(
         self, u: Float[Array, "b r"], v: Float[Array, "c r"], weights: Float[Array, "c m"]
     ) -> Float[Array, "m b r"]:
-        """Of sum_i weights[i, l] kappa(u, v_i) with respect to u.
+        """Gradients of sum_i weights[i, l] kappa(u, v_i) with respect to u.
 
         Each is `slope (u - v_i)`. A kernel that has a cusp has no slope at `u = v_i`, where zero stands for it: the
         mean over all directions.
@@ -90,9 +90,10 @@ class ArcCosine:
     def gradients(
         self, u: Float[Array, "b r"], v: Float[Array, "c r"], weights: Float[Array, "c m"]
     ) -> Float[Array, "m b r"]:
-        """Of sum_i weights[i, l] kappa(u, v_i) with respect to u: |v| sin t / |u| of u and (pi - t) of v, over pi.
+        """Gradients of sum_i weights[i, l] kappa(u, v_i) with respect to u.
 
-        At u = 0 the first is zero, the mean over all directions.
+        Each is (|v| sin t / |u| u + (pi - t) v) / pi, with the angle t between u and v. At u = 0 the first term is
+        zero, the mean over all directions.
         """
         length, other, angle, sine = _angles(u, v)
         own = jnp.where(length > 0, other * sine / jnp.where(length > 0, length, 1), 0) / jnp.pi

@@ -37,7 +37,7 @@ class Preconditioner(NamedTuple):
     shrinkage: Float[Array, "rank"]  # 1 - shift / (value + shift)
 
     def __call__(self, residuals: Float[Array, "n m"]) -> Float[Array, "n m"]:
-        """Of every column."""
+        """The preconditioner applied to every column."""
         return _shrunk(self.vectors, self.shrinkage, residuals)
 
 
@@ -69,7 +69,10 @@ def partial_cholesky(
 
 
 def preconditioner(approximation: PartialCholesky, ridge: int | float) -> Preconditioner:
-    """For K + ridge I. The shift is the ridge and the mean of what the factor leaves of the diagonal."""
+    """The preconditioner of K + ridge I.
+
+    Its shift is the ridge and the mean of what the factor leaves of the diagonal.
+    """
     vectors, singular, _ = thin_svd(approximation.factor)
     shift = ridge + approximation.residual / len(vectors)
     share = shift / (singular**2 + shift)

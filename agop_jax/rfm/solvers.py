@@ -111,7 +111,7 @@ def chosen_method(
 def cholesky(
     kernel: Kernel, points: Float[Array, "n positions r"], targets: Float[Array, "n m"], ridge: int | float
 ) -> Float[Array, "n m"]:
-    """By a factor of the whole matrix: on a CPU in its own place, on the host; else on the device."""
+    """Weights by the Cholesky factor of the whole matrix: on a CPU in place on the host, else on the device."""
     weights = (_on_host if jax.default_backend() == "cpu" else _on_device)(kernel, points, targets, ridge)
     if not bool(jnp.isfinite(weights).all()):
         raise _indefinite(ridge, points.dtype)
@@ -144,7 +144,7 @@ def _on_host(kernel: Kernel, points: Array, targets: Array, ridge: int | float) 
 
 
 def _threads() -> int:
-    """Of LAPACK: half the cores.
+    """Threads of LAPACK: half the cores.
 
     Its threads wait busily, and the pool of XLA has threads of its own. With as many as cores, the factor of 4,000
     points took 3.6 s on 2 cores that others used too; with one thread it took 1.1 s.
@@ -169,7 +169,7 @@ def conjugate_gradients(
     steps: int,
     progress: bool = True,
 ) -> Solution:
-    """For all outputs at once; one product with the kernel matrix a step, which is computed anew block by block.
+    """Weights of all outputs at once. Each step computes one product with the kernel matrix, block by block.
 
     Logs a warning if the residual is above the tolerance after the last step.
     """

@@ -23,7 +23,8 @@ from agop_jax.core import hosts
 from agop_jax.core.arrays import plain_path
 from agop_jax.core.errors import UserError
 from agop_jax.training.device_data import DeviceData
-from agop_jax.training.loop import Run, Trainer, TrainState, train
+from agop_jax.training.loop import Run, train
+from agop_jax.training.trainer import Trainer, TrainState
 
 MARK = "_CHECKPOINT_METADATA"  # file by which Orbax says that a directory is a checkpoint, and whole
 UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp(-\w+)?")  # Orbax's name for one that is being written

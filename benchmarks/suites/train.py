@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from agop_jax.data import Pipeline, Split, batch_indices
+from agop_jax.training import Settings, Trainer
 from agop_jax.training.device_data import on_devices
-from agop_jax.training.loop import Settings, Trainer
 from benchmarks import limits, networks, timing
 from benchmarks.peers import networks as torch_networks
 from benchmarks.peers import training
@@ -136,7 +136,7 @@ def _rows(case: Case, calls: dict[str, Any], times: dict[str, np.ndarray], peer:
 
 
 def ours(name: str, fields: dict[str, Any], batch: int, count: int, resize: int) -> Work:
-    """`count` steps of `agop_jax.training.loop.Trainer` on uint8 images, with the loop's own choice of indices."""
+    """`count` steps of `agop_jax.training.Trainer` on uint8 images, with the loop's own choice of indices."""
     model, variables = networks.create(name, SIZE, **fields)
     images, labels = networks.uint8_images(4 * batch, SIZE)
     momentum = {"momentum": training.MOMENTUM, "weight_decay": training.WEIGHT_DECAY}
