@@ -37,6 +37,7 @@ def agops(case, method, dtype):
 
 
 SLOW = {"LSTM", "optimized LSTM", "attention", "scan", "a kernel a head", "NNX LoRA", "vmap", "SpectralNorm", "Equinox"}
+SLOW |= {"DenseGeneral", "scan of one kernel", "NNX attention", "NNX scan of remat"}
 CASES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in constructions.CASES]
 
 

@@ -41,6 +41,7 @@ def test_peer_is_the_same_function(name):
     np.testing.assert_allclose(theirs, model.apply(variables, jnp.asarray(images)), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NARROW)
 def test_patch_jacobians_give_our_agop(name, x64):
     """In float64, so that nothing but rounding of the last digits is left."""
@@ -114,6 +115,7 @@ def test_two_steps_lose_the_same(layout):
         np.testing.assert_allclose(params["Conv_0"]["kernel"], kernel, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_step_with_batch_statistics_is_the_peers(x64):
     """In float64, since rounding grows through twenty normalised layers: loss, first kernel and mean after a step."""
     model, variables = networks.create("resnet20", 8, **RESIDUAL["resnet20"])

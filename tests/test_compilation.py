@@ -163,6 +163,7 @@ def test_extraction_that_does_not_fit_says_so(network, method, outputs, monkeypa
         agop_jax.extract(*network, method=method, outputs=outputs, progress=False)
 
 
+@pytest.mark.slow
 def test_compiled_code_is_kept_in_the_cache_folder(tmp_path):
     """Of the user, unless JAX is told otherwise."""
     program = (

@@ -64,7 +64,7 @@ RUNS = [
     pytest.param(
         path,
         id="-".join(path.relative_to(FOLDER).parts),
-        marks=() if path.stem == "digits" else pytest.mark.slow if path.stem in EVERY_RUN else pytest.mark.long,
+        marks=pytest.mark.slow if path.stem in EVERY_RUN else pytest.mark.long,
     )
     for path in (*CONFIGS, *STUDY)
 ]

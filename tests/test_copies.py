@@ -37,7 +37,9 @@ def trained(name, width, seed=0):
 LARGE = [pytest.param(name, marks=pytest.mark.long) for name in ("resnet18", "resnet20", "alexnet", "vit_tiny")]
 
 
-@pytest.mark.parametrize("name", ["lenet5", "small_cnn", pytest.param("vgg11_bn", marks=pytest.mark.slow), *LARGE])
+@pytest.mark.parametrize(
+    "name", ["small_cnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lenet5", "vgg11_bn")), *LARGE]
+)
 def test_a_widened_copy_computes_what_the_donor_computes(name, request):
     if name == "vgg11_bn":  # XLA's quick compilation makes NaN of its gradients
         request.getfixturevalue("full_compilation")
@@ -111,6 +113,7 @@ def test_what_mixes_channels_is_refused(name):
         widened(LOST[name])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("full_compilation")
 @pytest.mark.parametrize("name", ["vgg11_bn", *LARGE[:2]])
 def test_copy_takes_normalisations_along(name):

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "README.md"]
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+QUICK = ("README", "mathematics", "original", "data", "statistics", "ansatz")  # run by every test command
 OPTIONAL = ("equinox", "haiku", "torch")  # what a reader of one tab has installed
 # what a page shows with more work than a test should do: (what it says, what runs)
 SMALLER = {
@@ -54,7 +55,14 @@ def _there(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("_there")
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=() if page.stem in QUICK else pytest.mark.slow, id=page.stem)
+        for page in PAGES
+        if blocks(page)
+    ],
+)
 def test_code_of_a_page_runs(page):
     """From top to bottom in one namespace, as in a notebook."""
     namespace, missing = {"__name__": "__main__"}, set()

@@ -26,7 +26,7 @@ SMALL = {
 # of each family the smaller ones in every run; these are built from the same blocks
 LARGER = {"vgg13", "vgg16", "vgg19", "vgg13_bn", "vgg16_bn", "vgg19_bn", "resnet34", "resnet50"}
 LARGER |= {"resnet32", "resnet44", "resnet56"}
-QUICK = {"lenet5", "small_cnn", "resnet20"}
+QUICK = {"lenet5", "small_cnn"}
 PARAMS = [
     pytest.param(name, marks=pytest.mark.long if name in LARGER else () if name in QUICK else pytest.mark.slow)
     for name in (*models.MODELS, "vgg11 classic", "resnet18 cifar")

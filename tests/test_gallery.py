@@ -82,6 +82,7 @@ def whole(tmp_path_factory):
     return folder / "work"
 
 
+@pytest.mark.slow
 def test_the_page_says_which_data_were_used(whole):
     described = json.loads((whole / "data.json").read_text())
     assert described["classes"] == ["1", "2", "3"]

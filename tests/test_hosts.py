@@ -141,6 +141,7 @@ hosts.wait("end")
 """
 
 
+@pytest.mark.slow
 def test_features_of_two_processes_with_images_of_their_own():
     """Unequal numbers, and batches: `gram` is exact, `probe` within four of its standard errors."""
     command = [sys.executable, "-c", EXTRACT, f"127.0.0.1:{free_port()}"]
@@ -208,6 +209,7 @@ def test_processes_that_are_not_of_one_program_and_the_death_of_the_first(tmp_pa
     assert "Current thread" not in errors
 
 
+@pytest.mark.slow
 def test_options_of_several_processes_come_together(tmp_path):
     process = start(tmp_path, "--num_processes=2", "--process_id=0")
     _, errors = process.communicate(timeout=MINUTE)

@@ -98,6 +98,7 @@ def test_copy_is_the_donor_below_the_head(chain, images):
     assert not np.allclose(copied["Dense_0"]["kernel"], donor["Dense_0"]["kernel"])
 
 
+@pytest.mark.slow
 def test_tiled_copy_computes_the_donors_channels(chain, images):
     """Net2WiderNet keeps the function: each channel of the wider network is one of the donor's."""
     wide = start("copy_tiled", chain, images, Chain(width=2)).variables

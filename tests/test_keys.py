@@ -55,6 +55,7 @@ def starts(comparison, seed: int) -> dict[str, Initialization]:
     return {cell.init: recipients.start(shared, cell, seed, trainer) for cell in cells}
 
 
+@pytest.mark.slow
 def test_a_recipient_is_not_the_untrained_donor(comparison):
     """Neither its own parameters nor its draws, for the seed of the donor or another."""
     shared, _ = comparison

@@ -185,6 +185,7 @@ def test_batch_norm_is_flax_batch_norm(shape, average, x64):
         assert_equal_trees(form(ours)(*arguments), form(theirs)(*arguments), rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_second_derivative_of_batch_norm(x64):
     ours, theirs, (params, x), cotangent = normalisations((4, 3), jnp.float64, use_running_average=False)
     hessian = lambda form: jax.hessian(lambda x: jnp.vdot(jnp.sin(form(params, x)[0]), cotangent))(x)

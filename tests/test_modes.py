@@ -71,8 +71,11 @@ SETTINGS = {
 }
 
 
+SLOWER = [pytest.param(mode, marks=pytest.mark.slow if mode == "disable_jit" else ()) for mode in MODES]
+
+
 @pytest.mark.parametrize("fields", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", SLOWER)
 def test_training_under_every_switch(mode, fields, dataset, variables):
     """The same losses, but for rounding, and a state whose types stay."""
     settings = Settings(steps=4, batch_size=8, **fields)
@@ -80,7 +83,7 @@ def test_training_under_every_switch(mode, fields, dataset, variables):
     with MODES[mode]():
         run = trained(dataset, variables, settings)
     coarse = fields.keys() & {"precision", "optimizer"}  # Adam divides by the root of what may be rounding
-    np.testing.assert_allclose(losses(run), losses(plain), rtol=2**-6 if coarse else 1e-3)
+    np.testing.assert_allclose(losses(run), losses(plain), rtol=2**-5 if coarse else 1e-3)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(run.state)} <= {"float32", "int32"}
 
 
@@ -115,6 +118,7 @@ def test_the_program_trains_a_donor_under_a_switch(switch, tmp_path):
     assert (tmp_path / "donor" / "metadata.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_features_and_draws_under_every_switch(mode):
     """The same numbers as without it; one cotangent of `probe` has no spread, which is told by NaN and is no error."""

@@ -227,6 +227,7 @@ def cifar10_images(source: str):
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["random", "real"])
 def test_cifar10_is_prepared_from_its_archive(source, tmp_path, monkeypatch):
     """By TFDS's own builder. Its checksum of the archive is replaced: this archive is ours, in the published format."""

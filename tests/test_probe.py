@@ -109,6 +109,7 @@ def test_the_standard_error_covers_the_error(passes, exact):
     assert (ratios <= 4).mean() >= 0.95
 
 
+@pytest.mark.slow
 def test_extract_states_these_errors(run, exact):
     """Sum of err^2 over sum of se^2 over eight keys, in two batches, the second padded.
 

@@ -77,6 +77,7 @@ def test_another_picture_is_drawn_anew(finished, tmp_path):
     assert changed == drawn | {"gallery.json", "config.json", "report.html"}
 
 
+@pytest.mark.slow
 def test_second_call_redoes_nothing_and_more_seeds_only_add(finished, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(finished, workdir)

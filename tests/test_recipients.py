@@ -230,6 +230,7 @@ def two_budgets(make_sweep):
     return sweep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [3, 6])
 def test_two_budgets_are_two_runs(make_sweep, two_budgets, steps):
     """Each with its own schedule and choice of rate: the same rows, bit for bit."""

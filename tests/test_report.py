@@ -180,6 +180,7 @@ class Tags(html.parser.HTMLParser):
         self.text.append(data)
 
 
+@pytest.mark.slow
 def test_page_loads_nothing_from_elsewhere(page):
     tags = Tags(page).found
     assert not [tag for tag, _ in tags if tag in ("script", "link", "iframe", "object")]

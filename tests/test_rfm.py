@@ -188,6 +188,7 @@ def test_digits_are_read():
     assert RFMClassifier(iterations=2).fit(train, y).score(test, truth) > 0.94
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exponent", [1.0, 2.0])
 def test_conjugate_gradients_solve_what_cholesky_solves(exponent):
     inputs, targets = low_rank(0, 300)

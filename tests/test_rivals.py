@@ -232,6 +232,7 @@ def test_without_noise_the_donor_is_selected_as_it_is(model, images):
     np.testing.assert_allclose(correlation[:width, width:].max(1), 1, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_selection_explains_more_than_the_first_candidates(images):
     """Of eight times as many draws, those kept explain the donor's next input better than as many taken blindly."""
     donor, features = a_donor(Small(width=8), images)

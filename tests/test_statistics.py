@@ -110,6 +110,7 @@ def test_no_seed_in_common_is_refused():
         paired_difference({0: 1.0}, {1: 1.0}, init="a", against="b", setting=Setting(500, 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 def test_intervals_cover_a_planted_difference(seeds):
     rng, gains, repeats = np.random.default_rng(seeds), {HE: 0.0, "planted": 0.02}, 4000
@@ -120,6 +121,7 @@ def test_intervals_cover_a_planted_difference(seeds):
     assert not any(one.verdict == "worse" and one.mean > 0 for one in found)
 
 
+@pytest.mark.slow
 def test_intervals_of_ten_hold_at_once():
     rng, repeats = np.random.default_rng(1), 600
     gains = {HE: 0.0} | {init: 0.01 * (i - 4) for i, init in enumerate(TEN)}
@@ -212,6 +214,7 @@ def test_seeds_for_one_point_have_the_power(sd, comparisons):
     assert powers[0] < 0.81
 
 
+@pytest.mark.slow
 def test_power_through_compare():
     """Planted: one point, with the seeds asked for at the true standard deviation of the differences."""
     seeds = difference(of_sd(0.01 * math.sqrt(2))).seeds_for_one_point

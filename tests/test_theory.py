@@ -106,6 +106,7 @@ def converged():
     return model, start, variables, images, labels
 
 
+@pytest.mark.slow
 def test_fact_holds_where_training_has_converged(converged):
     model, start, variables, images, labels = converged
     after = theory.fact(model, variables, images, labels, 5e-3)

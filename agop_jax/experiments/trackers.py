@@ -66,7 +66,7 @@ def _log(module: ModuleType, workdir: Path, work: Work) -> None:
 
 def _curves(work: Work) -> Iterator[tuple[int, dict[str, float]]]:
     """Step and values of all networks, ordered by step, since trackers take no earlier step after a later one."""
-    curves = {tables.recipient_name(*recipient): curve for recipient, curve in work.curves.items()}
+    curves = {tables.recipient_name(*recipient, work.budget): curve for recipient, curve in work.curves.items()}
     by_step: dict[int, dict[str, float]] = {}
     for name, curve in {"donor": work.donor_curve, **curves}.items():
         for row in curve:
