@@ -31,7 +31,7 @@ from agop_jax.training.resumable import Stopped, stoppable, train_resumable
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("AGOP_JAX_KILLS", "2"))
 KILLS_A_SWEEP = 4  # more of them find a sweep that is done
-TIMED = ("seconds", "images_per_second")  # wall clock, the only columns that may differ
+TIMED = ("seconds", "images_per_second", "draw_seconds")  # wall clock, the only columns that may differ
 
 
 def command(workdir: Path) -> list[str]:

@@ -135,7 +135,7 @@ def make_sweep(tmp_path_factory):
     return make
 
 
-UNTIMED = [name for name in tables.RESULT_COLUMNS if name not in ("seconds", "images_per_second")]
+UNTIMED = [name for name in tables.RESULT_COLUMNS if name not in ("seconds", "images_per_second", "draw_seconds")]
 
 
 def timeless(rows):

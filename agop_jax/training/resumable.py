@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from agop_jax.core import hosts
 from agop_jax.core.arrays import plain_path
 from agop_jax.core.errors import UserError
+from agop_jax.core.progress import say
 from agop_jax.training.device_data import DeviceData
 from agop_jax.training.loop import Run, train
 from agop_jax.training.trainer import Trainer, TrainState
@@ -213,3 +214,4 @@ class _Checkpoints:
             ) from error
         run.state, about = restored.state, restored.about
         run.history, run.diverged, run.seconds = about["history"], about["diverged"], about["seconds"]
+        say(f"{self.directory.name}: goes on after step {step:,}")
