@@ -129,6 +129,7 @@ def test_copy_takes_normalisations_along(name):
     jax.tree.map(np.testing.assert_array_equal, convolutions["batch_stats"], variables["batch_stats"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("full_compilation")
 def test_companions_are_stored(tmp_path):
     model, variables, images = trained("vgg11_bn", 0.05)
@@ -140,6 +141,7 @@ def test_companions_are_stored(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, dict(stored["Conv_0"].companions), dict(features["Conv_0"].companions))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [optax.sgd(0.05), optax.adam(0.01)], ids=["sgd", "adam"])
 def test_tiled_copies_part_in_training(optimizer):
     """With equal shares of the outgoing weights they would stay bit for bit the same."""

@@ -159,6 +159,7 @@ def test_a_field_turns_the_gallery_off(tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "gallery.json").exists()
 
 
+@pytest.mark.slow
 def test_the_gallery_may_be_turned_off_later(whole):
     before = entries(whole)
     name = json.loads((whole / "data.json").read_text())["name"]

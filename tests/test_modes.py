@@ -87,6 +87,7 @@ def test_training_under_every_switch(mode, fields, dataset, variables):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(run.state)} <= {"float32", "int32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["enable_x64", "disable_jit"])
 def test_checkpoints_under_a_switch(mode, dataset, variables, tmp_path):
     settings = Settings(steps=4, batch_size=8)

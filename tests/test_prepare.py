@@ -245,6 +245,7 @@ def test_cifar10_is_prepared_from_its_archive(source, tmp_path, monkeypatch):
     assert rows(dataset.test) == rows(test)
 
 
+@pytest.mark.slow
 def test_a_changed_archive_is_refused(tmp_path):
     """As published, it has another checksum."""
     pytest.importorskip("tensorflow", reason="needs the extra 'prepare'")

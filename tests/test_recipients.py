@@ -252,6 +252,7 @@ def without(path, column):
     files.write_rows(path, [{name: value for name, value in row.items() if name != column} for row in rows])
 
 
+@pytest.mark.slow
 def test_an_older_directory_gets_another_budget(make_sweep, two_budgets):
     """What is there stays; the page reads the older tables as well."""
     options = {"inits": ("kaiming_normal", "coupled_nfm"), "seeds": 2, "learning_rates": (0.01, 0.5)}

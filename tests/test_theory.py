@@ -120,6 +120,7 @@ def test_fact_holds_where_training_has_converged(converged):
         assert direct < 1e-2
 
 
+@pytest.mark.slow
 def test_the_wrong_weight_decay_does_not_fit(converged):
     model, _, variables, images, labels = converged
     assert theory.fact(model, variables, images, labels, 1e-2)["Conv_0"].relative_error > 0.4
