@@ -4,7 +4,7 @@ Command:  python -m agop_jax.main --config=configs/cifar_transfer.py --workdir=r
               --config.data.name=npz:cifar10.npz --config.donor.data=npz:cifar100.npz
           With `configs/cifar_transfer.py:half` and `:double` recipients have half and twice the donor's width;
           with `:parts` the parts of `selected` are taken away one by one.
-Cost:     12.5 seconds a recipient on two CPU cores (25 of CPU time), a donor 3.5 minutes: 2 hours for two donors.
+Cost:     13 seconds for each of 572 runs on two CPU cores (25 of CPU time), and 3.5 minutes for each of two donors.
 Result:   of the first donor (39.9 % on its own test set: CIFAR-100, 22,500 training images). Test accuracy in %, mean
           and 95 % t interval over 5 paired seeds; accuracy of a linear probe before training; learning rate, chosen on
           validation with two seeds. float32, CPU, jax 0.10.2.

@@ -3,6 +3,7 @@
 A file is written under a temporary name and then renamed, so that a reader never meets half of one.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -10,7 +11,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,18 @@ def atomic_write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """
     if not hosts.is_first():
         return
-    path = Path(path)
+    with _temporary(Path(path)) as temporary:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A hidden name beside a path, in its folder, which is made if need be; nothing of that name is left at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -72,14 +79,10 @@ def write_new(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
     if not hosts.is_first():
         return
     path = require_new(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with _temporary(path) as temporary:
         write(temporary)
         require_new(path)
         os.rename(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def atomic_write_text(path: str | os.PathLike, text: str) -> None:
