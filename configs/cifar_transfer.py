@@ -80,7 +80,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
     recipients = config.recipients
     recipients.train_sizes = (2000,)
     recipients.learning_rates = (0.01, 0.025, 0.06, 0.15)
-    recipients.tuning_seeds = 2
+    recipients.tuning_seeds, recipients.outer_rates = 2, 2
     recipients.inits = (
         "kaiming_normal",
         "lsuv",

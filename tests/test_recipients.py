@@ -12,12 +12,12 @@ from agop_jax import data, models
 from agop_jax.core import files, trees
 from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline
-from agop_jax.experiments import donors, recipients
+from agop_jax.experiments import donors, recipients, tuning
 from agop_jax.experiments.config import experiment_config
 from agop_jax.experiments.outlines import kernel_shapes
 from agop_jax.experiments.settings import Config
 from agop_jax.experiments.sweep import Sweep
-from agop_jax.experiments.sweep_tables import Cell
+from agop_jax.experiments.sweep_tables import Cell, SweepTables
 from agop_jax.initializers import model
 from agop_jax.results import tables
 from agop_jax.results.tables import Setting
@@ -122,6 +122,48 @@ def test_learning_rate_is_the_best_on_validation_and_the_test_set_is_read_after(
     assert chosen == {max(means, key=means.get)}
     assert {row["learning_rate"] for row in sweep.tables.results} == chosen
     assert sum(read) == 3  # once a recipient
+
+
+@pytest.mark.parametrize(
+    ("rates", "best", "outer"),
+    [((0.1, 0.02, 0.05), 0.1, 0.2), ((0.1, 0.02, 0.05), 0.02, 0.008), ((0.1, 0.02, 0.05), 0.05, None)]
+    + [((0.1, 0.3), 0.3, 0.9), ((0.3, 0.1), 0.1, 0.0333)],
+)
+def test_outer_rate_goes_on_by_the_ratio_of_the_last_two(rates, best, outer):
+    assert tuning.outer_rate(rates, best) == outer
+
+
+def test_grid_of_rates_grows_beyond_the_end_where_the_best_lies(make_sweep, monkeypatch):
+    """Validation accuracy of 1 - |rate - 0.9|, so that rates of 0.1 and 0.3 lead to 0.9, and 2.7 shows that it is best."""
+    rows = SweepTables.add_rate
+
+    def add_rate(tables, cell, rate, seed, last):
+        rows(tables, cell, rate, seed, {**last, "validation_accuracy": 1 - abs(rate - 0.9)})
+
+    monkeypatch.setattr(SweepTables, "add_rate", add_rate)
+    options = {"inits": ("kaiming_normal",), "seeds": 2, "tuning_seeds": 2, "learning_rates": (0.1, 0.3)}
+    sweep = make_sweep(**options, outer_rates=5)
+    sweep.run()
+    assert [(row["learning_rate"], row["seed"]) for row in sweep.tables.rates] == [
+        (rate, seed) for seed in (0, 1) for rate in (0.1, 0.3, 0.9, 2.7)
+    ]
+    assert {row["learning_rate"] for row in sweep.tables.rates if row["chosen"]} == {0.9}
+    assert [row["learning_rate"] for row in sweep.tables.results] == [0.9, 0.9]
+    bounded = make_sweep(**options, outer_rates=1)  # another directory
+    bounded.run()
+    assert sorted({row["learning_rate"] for row in bounded.tables.rates}) == [0.1, 0.3, 0.9]
+
+
+def test_sweep_that_was_stopped_goes_on_with_the_outer_rates_it_has_tried(make_sweep, monkeypatch):
+    options = {"inits": ("kaiming_normal",), "seeds": 1, "learning_rates": (0.01, 0.05), "outer_rates": 2}
+    sweep = make_sweep(**options)
+    sweep.run()
+    tried, chosen = sweep.tables.rates_tried(sweep.cells[0]), sweep.tables.results[0]["learning_rate"]
+    sweep.tables.results.clear()
+    sweep.run()
+    assert sweep.tables.rates_tried(sweep.cells[0]) == tried
+    assert len(sweep.tables.rates) == len(tried)  # none twice
+    assert sweep.tables.results[0]["learning_rate"] == chosen
 
 
 def test_a_run_of_the_grid_is_the_same_when_trained_again(make_sweep):

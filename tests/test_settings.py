@@ -134,6 +134,7 @@ BAD = {
     "recipients.layers": ("Conv_[", r"config.recipients.layers: 'Conv_\[' is not a regular expression"),
     "recipients.inits": ((), "config.recipients.inits: wanted one or more"),
     "recipients.learning_rates": ((0.1, -0.1), "config.recipients.learning_rates: wanted numbers above 0"),
+    "recipients.outer_rates": (1, "config.recipients.outer_rates: wanted 0 where learning_rates has one rate"),
     "recipients.widths": ((0.0,), "config.recipients.widths: wanted factors above 0"),
     "recipients.train_sizes": ((-5,), "config.recipients.train_sizes: wanted numbers of images"),
     "recipients.num_images": (0, "config.recipients.num_images: wanted 1 or more, got 0"),

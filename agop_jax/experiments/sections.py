@@ -172,6 +172,7 @@ class RecipientConfig(Section):
     budgets: tuple[int, ...] = ()  # training steps, each with a schedule and rates of its own; empty: train.steps
     learning_rates: tuple[float, ...] = (0.1,)  # peaks to choose from on validation, for each init
     tuning_seeds: int = 1  # seeds of that choice
+    outer_rates: int = 0  # further rates in a row beyond an end of the grid, each only where the best so far is its end
     devices: int = 0  # that a recipient is trained on; 0: all; with fewer, several are trained at once
     num_images: int = 256  # unlabelled images of its own training set that a coupled or lsuv init looks at
     keep: bool = False  # the trained networks, a file each in the work directory's folder recipients
@@ -204,7 +205,8 @@ class RecipientConfig(Section):
             len(budgets) == len(set(budgets)) and min(budgets, default=1) > 0,
             "numbers of training steps, none of them twice",
         )
-        require_numbers("recipients", self, ("devices", "probe"), 0)
+        require_numbers("recipients", self, ("devices", "probe", "outer_rates"), 0)
+        require("recipients.outer_rates", self.outer_rates, len(rates) > 1 or not self.outer_rates, _NO_GRID)
         require_numbers("recipients", self, ("num_images",), 1)
 
 
@@ -219,6 +221,9 @@ class StatisticsConfig(Section):
         if self.variance not in VARIANCES:
             raise unknown_name("config.statistics.variance", self.variance, VARIANCES)
         require("statistics.margin", self.margin, _is_rate(self.margin), "a number above 0")
+
+
+_NO_GRID = "0 where learning_rates has one rate: two or more tell how far apart rates are"
 
 
 def _is_rate(number: float) -> bool:

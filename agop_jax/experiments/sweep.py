@@ -11,7 +11,7 @@ recipient, after its training, and part of it once by the probe of its start.
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -110,10 +110,13 @@ class Sweep:
 
             return self._train(comparison, cell, rate, seed, place, on_start, bar)
 
-        for rate, seed in self._untried(donor, cell):
-            trained = tuned[rate, seed] = train(rate, seed)
-            self.tables.add_rate(cell, rate, seed, trained.run.history[-1])
-        rate = self.tables.choose_rate(cell, comparison.config.recipients.learning_rates, self.seeds(donor))
+        def try_rates(points: Iterable[tuning.Point]) -> None:
+            for rate, seed in points:
+                trained = tuned[rate, seed] = train(rate, seed)
+                self.tables.add_rate(cell, rate, seed, trained.run.history[-1])
+
+        try_rates(self._untried(donor, cell))
+        rate = self._choose_rate(donor, cell, try_rates, bar)
         for seed in missing:
             again = tuned.get((rate, seed))  # the same run, bit for bit
             bar.update(cell.setting.budget if again else 0)
@@ -126,6 +129,25 @@ class Sweep:
             self._forget(donor, cell, seed)
         for _, seed in tuning.grid(comparison.config.recipients, self.seeds(donor)):  # some may be no recipient's
             self._forget(donor, cell, seed)
+
+    def _choose_rate(
+        self, donor: int, cell: Cell, try_rates: Callable[[list[tuning.Point]], None], bar: progress.tqdm
+    ) -> float:
+        """The best rate of the grid, which grows beyond its end where that is best."""
+        config, seeds = self.comparison.config.recipients, self.seeds(donor)
+        rates = list(config.learning_rates)
+        best = self.tables.choose_rate(cell, rates, seeds)
+        for _ in range(config.outer_rates):
+            further = tuning.outer_rate(rates, best)
+            if further is None:
+                break
+            rates.append(further)
+            tried = self.tables.rates_tried(cell)
+            points = [(further, seed) for seed in seeds[: config.tuning_seeds] if (further, seed) not in tried]
+            bar.total += cell.setting.budget * len(points)
+            try_rates(points)
+            best = self.tables.choose_rate(cell, rates, seeds)
+        return best
 
     def _forget(self, donor: int, cell: Cell, seed: int) -> None:
         """Removes the draw of a recipient, unless it is to be trained with another budget."""

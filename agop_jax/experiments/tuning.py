@@ -32,3 +32,17 @@ def best_rate(rows: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> floa
         return float(np.mean([row["validation_accuracy"] for row in own])), -float(np.mean(losses))
 
     return rates[0] if len(rates) == 1 else max(rates, key=merit)
+
+
+def outer_rate(rates: Sequence[float], best: float) -> float | None:
+    """The rate beyond the end of the grid that is best, as far from it as its neighbour; None where no end is best.
+
+    Args:
+      rates: two or more that were tried.
+      best: among them.
+    """
+    ends = sorted(rates)
+    for end, neighbour in ((ends[0], ends[1]), (ends[-1], ends[-2])):
+        if best == end:
+            return float(f"{end * end / neighbour:.3g}")
+    return None

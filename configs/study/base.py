@@ -52,7 +52,7 @@ def transfer(
     config.ansatz.draws = 0  # of the first donor alone, and its own question
     config.train.steps = 250
     config.recipients.train_sizes = (2000,)
-    config.recipients.learning_rates = (0.02, 0.05, 0.1)
+    config.recipients.learning_rates, config.recipients.outer_rates = (0.02, 0.05, 0.1), 2
     config.recipients.inits = inits
     return config
 
