@@ -13,6 +13,7 @@ INITS = (
     "lsuv",
     "whitened",  # images alone
     "whitened_first",
+    "convrfm",  # images and labels, no donor
     "nfm",  # each layer on its own, beside its scale alone and its spectrum alone
     "agop",
     "matched_isotropic",
