@@ -133,4 +133,5 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
     if mode == "quick":
         shrink(config, inits=("kaiming_normal", "lsuv", "coupled_nfm", "copy"))
         config.model.features, config.ansatz.draws = (8, 16, 32, 32), 0
+        config.donor.seeds, recipients.train_sizes = (), (256,)
     return config

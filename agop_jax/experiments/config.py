@@ -77,5 +77,5 @@ def shrink(config: ml_collections.ConfigDict, inits: tuple[str, ...]) -> None:
     config.rfm.num_images = 32
     config.ansatz.draws, config.ansatz.resamples = 10, 10
     config.recipients.inits, config.recipients.seeds, config.recipients.tuning_seeds = inits, 2, 1
-    config.recipients.learning_rates = config.recipients.learning_rates[:1]
+    config.recipients.learning_rates, config.recipients.outer_rates = config.recipients.learning_rates[:1], 0
     config.recipients.budgets = (10, 20)[: len(config.recipients.budgets)]
