@@ -126,15 +126,20 @@ def test_learning_rate_is_the_best_on_validation_and_the_test_set_is_read_after(
 
 @pytest.mark.parametrize(
     ("rates", "best", "outer"),
-    [((0.1, 0.02, 0.05), 0.1, 0.2), ((0.1, 0.02, 0.05), 0.02, 0.008), ((0.1, 0.02, 0.05), 0.05, None)]
-    + [((0.1, 0.3), 0.3, 0.9), ((0.3, 0.1), 0.1, 0.0333)],
+    [
+        ((0.1, 0.02, 0.05), 0.1, 0.2),
+        ((0.1, 0.02, 0.05), 0.02, 0.008),
+        ((0.1, 0.02, 0.05), 0.05, None),
+        ((0.3, 0.1), 0.3, 0.9),
+        ((0.1, 0.3), 0.1, 0.0333),
+    ],
 )
 def test_outer_rate_goes_on_by_the_ratio_of_the_last_two(rates, best, outer):
     assert tuning.outer_rate(rates, best) == outer
 
 
 def test_grid_of_rates_grows_beyond_the_end_where_the_best_lies(make_sweep, monkeypatch):
-    """Validation accuracy of 1 - |rate - 0.9|, so that rates of 0.1 and 0.3 lead to 0.9, and 2.7 shows that it is best."""
+    """Validation accuracy is 1 - |rate - 0.9|: rates of 0.1 and 0.3 lead to 0.9, and 2.7 shows that it is best."""
     rows = SweepTables.add_rate
 
     def add_rate(tables, cell, rate, seed, last):

@@ -6,14 +6,14 @@ Command:  python -m agop_jax.main --config=configs/study/adamw.py --workdir=runs
 
 import ml_collections
 
-from configs.study.base import SHORT, finish, transfer
+from configs.study.base import finish, transfer
 
 QUESTION = "From CIFAR-100 to 2,000 images of CIFAR-10 with AdamW: does the order of the starts change?"
 
 
 def get_config(mode: str = "") -> ml_collections.ConfigDict:
     """The config; mode 'quick' makes everything small."""
-    config = transfer(QUESTION, mode, inits=SHORT)
+    config = transfer(QUESTION, mode)
     config.train.optimizer, config.train.weight_decay = "adamw", 0.01
     config.recipients.learning_rates = (0.001, 0.003, 0.01)
     return finish(config, mode)
