@@ -13,7 +13,7 @@ from agop_jax.core.errors import UserError
 from agop_jax.core.files import atomic_write_text
 from benchmarks.timing import Spread, significant
 
-BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+MARK = "benchmarks"
 README, PAGE = Path("README.md"), Path("docs/benchmarks.md")
 PEER = "PyTorch peer"  # in the name of a peer's row
 NOT_MEASURED = "not measured"
@@ -170,13 +170,18 @@ def _headline_table(headlines: list[Headline]) -> str:
     return "\n".join(["| | agop_jax | PyTorch | times as fast |", "| --- | --- | --- | --- |", *rows, ""])
 
 
-def replace_section(page: Path, section: str) -> None:
-    """Puts text between the two marks of a page, in place of what is there."""
+def replace_section(page: Path, section: str, mark: str = MARK) -> None:
+    """Puts text between the two marks of a page, in place of what is there.
+
+    Raises:
+      UserError: the page has no such marks, or more than one pair of them.
+    """
+    begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
     text = page.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise UserError(f"{page}: needed one {BEGIN} and, after it, one {END}")
-    before, after = text[: text.index(BEGIN)], text[text.index(END) :]
-    atomic_write_text(page, f"{before}{BEGIN}\n{section}{after}")
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise UserError(f"{page}: needed one {begin} and, after it, one {end}")
+    before, after = text[: text.index(begin)], text[text.index(end) :]
+    atomic_write_text(page, f"{before}{begin}\n{section}{after}")
 
 
 def _without_picture(text: str) -> str:

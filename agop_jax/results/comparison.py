@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from agop_jax.core import files
 from agop_jax.core.files import Row
@@ -132,14 +133,7 @@ def _blank(value: Any) -> Any:
 
 
 def _matrix(folder: Path, columns: Sequence[Column], lines: Sequence[Overall]) -> Picture:
-    against = LSUV if all(LSUV in column.cells for column in columns) else BASELINE
-    inits = [line.init for line in lines if line.init != against]
-    cells = {(i, j): column.cells.get(init) for i, init in enumerate(inits) for j, column in enumerate(columns)}
-    values, verdicts = np.full((len(inits), len(columns)), NAN), {}
-    for place, cell in cells.items():
-        if cell and cell.line.trains:
-            values[place], verdicts[place] = _against(cell, against)
-    figure = comparison_figures.difference_matrix(inits, [column.name for column in columns], values, verdicts)
+    against, figure = differences_figure(columns, lines)
     caption = (
         f"Test accuracy less that of {against}, in points, paired by seed: an initialisation a row, a setting a "
         "column. Blue: better; orange: worse. A triangle: the corrected interval excludes 0. Empty: not tried there, "
@@ -147,6 +141,19 @@ def _matrix(folder: Path, columns: Sequence[Column], lines: Sequence[Overall]) -
     )
     alt = f"Differences from {against} by initialisation and setting; the table below gives the same numbers."
     return pictures.picture(folder, "matrix", figure, caption, alt)
+
+
+def differences_figure(columns: Sequence[Column], lines: Sequence[Overall]) -> tuple[str, Figure]:
+    """The baseline, lsuv where every setting has it and else He, and the picture of all differences from it."""
+    against = LSUV if all(LSUV in column.cells for column in columns) else BASELINE
+    inits = [line.init for line in lines if line.init != against]
+    cells = {(i, j): column.cells.get(init) for i, init in enumerate(inits) for j, column in enumerate(columns)}
+    values, verdicts = np.full((len(inits), len(columns)), NAN), {}
+    for place, cell in cells.items():
+        if cell and cell.line.trains:
+            values[place], verdicts[place] = _against(cell, against)
+    names = [column.name for column in columns]
+    return against, comparison_figures.difference_matrix(inits, names, values, verdicts)
 
 
 def _against(cell: Cell, against: str) -> tuple[float, str]:

@@ -132,7 +132,7 @@ def _course_names(courses: Sequence[Facts]) -> list[str]:
 
 
 def overall(columns: Sequence[Column]) -> list[Overall]:
-    """Every init, by its probability of improvement over lsuv, or over He where that is not known."""
+    """Every init, by its probability of improvement over lsuv, then over He, then by its rank."""
     tasks = [column.task for column in columns]
     common = bootstrap.common_inits(tasks)
     ranks = bootstrap.mean_ranks(tasks, common)
@@ -149,7 +149,8 @@ def overall(columns: Sequence[Column]) -> list[Overall]:
         for init in inits
     ]
     chance = lambda interval: interval.mean if interval else 0.5
-    return sorted(lines, key=lambda line: (-chance(line.over_lsuv), -chance(line.over_he), line.init))
+    rank = lambda line: line.rank.mean if line.rank else math.inf
+    return sorted(lines, key=lambda line: (-chance(line.over_lsuv), -chance(line.over_he), rank(line), line.init))
 
 
 def _improvement(tasks: Sequence[Task], init: str, against: str) -> Interval | None:
