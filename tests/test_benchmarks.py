@@ -183,7 +183,11 @@ def test_table(tmp_path):
 
 def test_pages(tmp_path):
     """Both pages keep what stands around the marks; the README has headlines only, in the order of the suites."""
-    root, out, marks = tmp_path / "root", tmp_path / "out", "before\n<!-- benchmarks -->\nold\n<!-- /benchmarks -->\nafter\n"
+    root, out, marks = (
+        tmp_path / "root",
+        tmp_path / "out",
+        "before\n<!-- benchmarks -->\nold\n<!-- /benchmarks -->\nafter\n",
+    )
     (root / "docs").mkdir(parents=True)
     for page in (tables.README, tables.PAGE):
         (root / page).write_text(marks)
@@ -198,7 +202,9 @@ def test_pages(tmp_path):
         tables.write(table, out)
     run.main(["--tables-only", f"--out={out}", f"--pages={root}"])
     page, readme = (root / tables.PAGE).read_text(), (root / tables.README).read_text()
-    between = lambda text: re.fullmatch(rf"before\n<!-- benchmarks -->\n((?:.|\n)*)<!-- /benchmarks -->\nafter\n", text)[1]
+    between = lambda text: re.fullmatch(
+        rf"before\n<!-- benchmarks -->\n((?:.|\n)*)<!-- /benchmarks -->\nafter\n", text
+    )[1]
     assert re.match(r"\*\*extract\*\*(.|\n)*\*\*init\*\*(.|\n)*\*\*store\*\*", between(page))
     assert "old" not in page
     assert ".png" not in page

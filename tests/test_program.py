@@ -5,20 +5,12 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).parent.parent
-
-
-def call(workdir: Path, *flags: str, config: str = "configs/digits.py:quick") -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "agop_jax.main", f"--config={config}", f"--workdir={workdir}", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+from forked import call, program
 
 
 def contents(workdir: Path) -> dict[str, bytes]:
@@ -135,9 +127,7 @@ def test_bad_input_is_one_line(flags, said, tmp_path):
 @pytest.mark.slow
 def test_missing_flags_and_files(tmp_path):
     assert "no_such.py" in refused(tmp_path, config="no_such.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "agop_jax.main"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = program()
     assert done.returncode == 2
     assert "--config is missing" in done.stderr
 
