@@ -202,9 +202,9 @@ def test_pages(tmp_path):
         tables.write(table, out)
     run.main(["--tables-only", f"--out={out}", f"--pages={root}"])
     page, readme = (root / tables.PAGE).read_text(), (root / tables.README).read_text()
-    between = lambda text: re.fullmatch(
-        rf"before\n<!-- benchmarks -->\n((?:.|\n)*)<!-- /benchmarks -->\nafter\n", text
-    )[1]
+    between = lambda text: re.fullmatch(r"before\n<!-- benchmarks -->\n((?:.|\n)*)<!-- /benchmarks -->\nafter\n", text)[
+        1
+    ]
     assert re.match(r"\*\*extract\*\*(.|\n)*\*\*init\*\*(.|\n)*\*\*store\*\*", between(page))
     assert "old" not in page
     assert ".png" not in page
