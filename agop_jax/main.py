@@ -5,6 +5,7 @@
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 from absl import app, flags, logging
@@ -12,7 +13,7 @@ from ml_collections import config_flags
 
 from agop_jax.core import hosts
 from agop_jax.core.compilation import keep_compiled_code
-from agop_jax.core.errors import UserError
+from agop_jax.core.errors import UserError, unknown_name
 from agop_jax.experiments import experiment
 from agop_jax.training.resumable import Stopped
 
@@ -44,6 +45,7 @@ def main(argv: Sequence[str]) -> None:
 
 def parse(argv: Sequence[str]) -> list[str]:
     """Reads the flags; whatever is wrong with them is the user's to mend, so it becomes one line."""
+    _require_config_file(argv)
     try:
         rest = flags.FLAGS(argv)
         if flags.FLAGS.config is not None:
@@ -59,6 +61,14 @@ def parse(argv: Sequence[str]) -> list[str]:
             f"wanted --coordinator, --num_processes and --process_id together, got --{' and --'.join(names)}"
         )
     return rest
+
+
+def _require_config_file(argv: Sequence[str]) -> None:
+    """Before ml_collections reads it, whose message hides the name of a file that is missing."""
+    values = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
+    for path in (Path(value.partition(":")[0]) for value in values):
+        if not path.exists():
+            raise unknown_name("config file", str(path), map(str, path.parent.glob("*.py")))
 
 
 def _origin(error: BaseException) -> BaseException:

@@ -31,7 +31,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
     """The config; mode 'quick' makes everything small."""
     require_mode(mode)
     config = experiment_config()
-    config.question = "A donor has learned 1,150 digits, recipients see 50: which starts hand on what the donor knows?"
+    config.question = "A donor has learned 1,150 digits, recipients see 50 of them: which starts hand on what it knows?"
     config.model.features = (16, 32, 64)
     config.train.steps, config.train.batch_size = 30, 50
     recipients = config.recipients

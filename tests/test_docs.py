@@ -5,6 +5,7 @@ import re
 import textwrap
 from pathlib import Path
 
+import fields_page
 import jax
 import pytest
 
@@ -107,3 +108,10 @@ def test_the_guide_names_every_column():
         for name in re.findall(r"`(\w+)`", cell)
     ]
     assert sorted(named) == sorted([*tables.RESULT_COLUMNS, tables.ENVIRONMENT])
+
+
+def test_page_of_fields_is_made_from_the_sections():
+    """`python tests/fields_page.py` writes it anew."""
+    text = fields_page.PAGE.read_text()
+    before, after = fields_page.MARKS
+    assert text.split(before)[1].split(after)[0] == fields_page.tables()

@@ -103,6 +103,10 @@ BAD = {
     "init": (["--config.recipients.inits=('kaiming',)"], ["unknown init 'kaiming'", "kaiming_normal"]),
     "layer": (["--config.recipients.layers=conv"], ["'conv' matches no layer", "Conv_0, Conv_1, Conv_2, Dense_0"]),
     "model": (["--config.model.name=vgg"], ["unknown model 'vgg'", "vgg11"]),
+    "field of another model": (
+        ["--config.model.name=vgg11"],
+        ["unknown field of model 'vgg11' 'features'", "set the field: --config.model.features=()"],
+    ),
     "too small": (["--config.model.name=small_cnn", "--config.data.validation=2.0"], ["a fraction from 0, below 1"]),
     "method": (["--config.features.method=grams"], ["unknown method 'grams'", "Did you mean 'gram'"]),
     "picture": (["--config.pictures.image=/nowhere.png"], ["'/nowhere.png' is no readable picture"]),
@@ -126,7 +130,10 @@ def test_bad_input_is_one_line(flags, said, tmp_path):
 
 @pytest.mark.slow
 def test_missing_flags_and_files(tmp_path):
-    assert "no_such.py" in refused(tmp_path, config="no_such.py")
+    assert "unknown config file 'configs/digit.py'. Did you mean 'configs/digits.py'?" in refused(
+        tmp_path, config="configs/digit.py:quick"
+    )
+    assert "unknown config file 'nowhere/x.py'. Known: none." in refused(tmp_path, config="nowhere/x.py")
     done = program()
     assert done.returncode == 2
     assert "--config is missing" in done.stderr

@@ -100,11 +100,13 @@ def test_time_by_what_was_measured_before(case, capsys):
     assert words in line
 
 
-def test_nothing_is_known_before_the_first_run(capsys):
+def test_nothing_is_known_before_the_second_run(capsys):
     forecast = Forecast(3, 600, [])
-    assert capsys.readouterr().err == "recipients: 3 runs, 600 steps; how long they take is known after the first\n"
+    assert capsys.readouterr().err == "recipients: 3 runs, 600 steps; how long they take is known after the second\n"
+    forecast.finished(200, 99.0)  # with compilation
+    assert capsys.readouterr().err == ""
     forecast.finished(200, 1.5)
-    assert capsys.readouterr().err == "recipients: 400 steps are left, about 10 minutes by the first run\n"
+    assert capsys.readouterr().err == "recipients: 200 steps are left, about 5 minutes by the second run\n"
     forecast.finished(200, 1.5)
     assert capsys.readouterr().err == ""
 
@@ -112,4 +114,4 @@ def test_nothing_is_known_before_the_first_run(capsys):
 def test_nothing_to_do_says_nothing(capsys):
     Forecast(0, 0, rows((1, 2)))
     Forecast(1, 200, []).finished(200, 9.0)  # the last one
-    assert capsys.readouterr().err == "recipients: 1 run, 200 steps; how long they take is known after the first\n"
+    assert capsys.readouterr().err == "recipients: 1 run, 200 steps; how long they take is known after the second\n"

@@ -8,7 +8,9 @@ from agop_jax.core.progress import say
 
 
 class Forecast:
-    """Says one line before the sweep, and one after its first run where no earlier run was measured.
+    """Says one line before the sweep, and one after its second run where no earlier run was measured.
+
+    The first run is no measure, since it compiles.
 
     Args:
       runs: of training that are to be done.
@@ -20,23 +22,24 @@ class Forecast:
     def __init__(self, runs: int, steps: int, rows: Iterable[Mapping[str, Any]], places: int = 1) -> None:
         self._left, self._places, self._lock = steps, places, threading.Lock()
         done = [row for row in rows if row["steps"] and row["seconds"] > 0]
-        self._known = bool(done)
+        self._runs, self._known = 0, bool(done)
         if not runs:
             return
         amount = f"recipients: {runs:,} run{'s' if runs > 1 else ''}, {steps:,} steps"
         if not done:
-            return say(f"{amount}; how long they take is known after the first")
+            return say(f"{amount}; how long they take is known after the second")
         seconds = sum(row["seconds"] for row in done) / sum(row["steps"] for row in done)
         say(f"{amount}, {self._time(seconds)} by the {len(done):,} done before")
 
     def finished(self, steps: int, seconds_a_step: float) -> None:
-        """To be called after each run, with its steps and what one of them took; compilation counts."""
+        """To be called after each run, with its steps and what one of them took."""
         with self._lock:
             self._left -= steps
-            if self._known or self._left <= 0:
+            self._runs += 1
+            if self._known or self._runs < 2 or self._left <= 0:
                 return
             self._known = True
-        say(f"recipients: {self._left:,} steps are left, {self._time(seconds_a_step)} by the first run")
+        say(f"recipients: {self._left:,} steps are left, {self._time(seconds_a_step)} by the second run")
 
     def _time(self, seconds_a_step: float) -> str:
         seconds = self._left * seconds_a_step / self._places

@@ -51,6 +51,24 @@ class ModelConfig(Section):
     name: str = "small_cnn"
     fields: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, name: str, values: Mapping[str, Any]) -> "ModelConfig":
+        """The network of this name; a field of None or () is at its default.
+
+        Raises:
+          UserError: an unknown network, a field that it does not have, or a value that the field cannot have.
+        """
+        fields = {field: value for field, value in values.items() if value is not None and value != ()}
+        config, lists = cls(name, fields), [field for field, value in fields.items() if isinstance(value, tuple)]
+        try:
+            config.network(num_classes=2)
+        except UserError as error:
+            if not (lists and str(error).startswith("unknown field")):
+                raise
+            unset = " ".join(f"--config.model.{field}=()" for field in lists)
+            raise UserError(f"{error} Where a config file has set the field: {unset}") from None
+        return config
+
     def to_dict(self) -> dict[str, Any]:
         """The fields stand beside the name."""
         return {"name": self.name, **self.fields}
@@ -67,7 +85,7 @@ class DonorConfig(Section):
 
     source: str = ""  # orbax:DIR, npz:FILE, safetensors:FILE, hub:OWNER/NAME; rfm: (see there); empty: trained here
     mean: tuple[float, ...] = ()  # of a source, per channel, in units of pixel / 255; empty: its own, or ImageNet's
-    std: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()  # like mean
     data: str = ""  # donor's data; empty: the recipients'
     resize: int = 0  # side of the images that the donor sees; 0: config.data.resize
     init: str = "kaiming_normal"  # how the donor itself starts
@@ -164,7 +182,7 @@ class MachineConfig(Section):
 class RecipientConfig(Section):
     """The networks that are compared."""
 
-    inits: tuple[str, ...] = ("kaiming_normal", "matched_isotropic", "matched_spectrum", "nfm")
+    inits: tuple[str, ...] = ("kaiming_normal", "matched_isotropic", "matched_spectrum", "nfm")  # by name
     layers: str = ".*Conv_.*"  # regular expression: layers to draw anew; the rest is paired by seed
     seeds: int = 5  # paired runs of each init
     train_sizes: tuple[int, ...] = (0,)  # training images; 0: all

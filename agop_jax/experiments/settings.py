@@ -91,9 +91,8 @@ class Config(Section):
         """
         values = config.to_dict()
         fields.require_local(values)
-        model = {name: value for name, value in values.pop("model").items() if value is not None}
-        network = ModelConfig(str(model.pop("name")), {name: fields.hashable(value) for name, value in model.items()})
-        network.network(num_classes=2)
+        model = {name: fields.hashable(value) for name, value in values.pop("model").items()}
+        network = ModelConfig.of(str(model.pop("name")), model)
         return fields.unpack(cls, {**values, "model": network})
 
     def to_dict(self) -> dict[str, Any]:

@@ -71,11 +71,10 @@ class Sweep:
     def run(self) -> None:
         """Trains every recipient that `results.csv` lacks; a row is written as soon as it is known."""
         todo = [(donor, cell) for donor in self.comparisons for cell in self.cells if self._missing_seeds(donor, cell)]
-        shown = sum(cell.setting.budget * self._shown_runs(donor, cell) for donor, cell in todo)
         steps = sum(cell.setting.budget * self._new_runs(donor, cell) for donor, cell in todo)
         runs = sum(self._new_runs(donor, cell) for donor, cell in todo)
         self._forecast = Forecast(runs, steps, self.tables.results, len(self.places))
-        with progress.bar(desc="recipients", total=shown, brief=False) as bar:
+        with progress.bar(desc="recipients", total=steps, brief=False) as bar:
             for_each(todo, self.places, lambda item, place: self._complete(*item, place, bar))
 
     def _missing_seeds(self, donor: int, cell: Cell) -> list[int]:
@@ -87,12 +86,8 @@ class Sweep:
         grid = tuning.grid(self.comparison.config.recipients, self.seeds(donor))
         return [point for point in grid if point not in done]
 
-    def _shown_runs(self, donor: int, cell: Cell) -> int:
-        """The runs that the bar counts, among them recipients that are at hand as runs of the grid."""
-        return len(self._untried(donor, cell)) + len(self._missing_seeds(donor, cell))
-
     def _new_runs(self, donor: int, cell: Cell) -> int:
-        """Those to be trained: with the chosen rate, the run of a seed of the grid is its recipient."""
+        """The runs to be trained; with the chosen rate, the run of a seed of the grid is its recipient."""
         untried, missing = self._untried(donor, cell), self._missing_seeds(donor, cell)
         return len(untried) + len({*missing} - {seed for _, seed in untried})
 
@@ -118,9 +113,7 @@ class Sweep:
         try_rates(self._untried(donor, cell))
         rate = self._choose_rate(donor, cell, try_rates, bar)
         for seed in missing:
-            again = tuned.get((rate, seed))  # the same run, bit for bit
-            bar.update(cell.setting.budget if again else 0)
-            trained = again or train(rate, seed)
+            trained = tuned.get((rate, seed)) or train(rate, seed)  # the same run, bit for bit
             self._keep(cell, seed, trained)
             row = recipients.result(comparison, cell, rate, seed, trained, place)
             if comparison.config.recipients.keep:
