@@ -18,7 +18,7 @@ def tables() -> str:
     """A table a section: field, default, and the comment beside it in the source."""
     own = {part: getattr(Config(), part) for part in Config.__dataclass_fields__}
     plain = [name for name, value in own.items() if not hasattr(value, "__dataclass_fields__")]
-    parts = ["## At the top\n\n" + _table("config", [row for row in _rows(Config(), settings) if row[0] in plain])]
+    parts = ["## At the top\n\n" + _table("", [row for row in _rows(Config(), settings) if row[0] in plain])]
     for name, value in own.items():
         if name == "model":
             parts.append(f"## {name}\n\n{MODEL}\n")
@@ -34,7 +34,7 @@ def _first_line(value: object) -> str:
 def _section(name: str, value: object) -> str:
     nested = {part: sub for part, sub in vars(value).items() if hasattr(sub, "__dataclass_fields__")}
     rows = _attributes(value) if isinstance(value, Settings) else _rows(value, sections)
-    text = _table(f"config.{name}", [row for row in rows if row[0] not in nested])
+    text = _table(f"{name}.", [row for row in rows if row[0] not in nested])
     for part, sub in nested.items():
         text += f"\n`config.{name}.{part}` has the fields of `train`; its `steps` are {sub.steps:,}.\n"
     return text
@@ -57,7 +57,7 @@ def _attributes(value: Settings) -> list[tuple[str, str, str]]:
 
 def _table(prefix: str, rows: list[tuple[str, str, str]]) -> str:
     escaped = [(name, default, words.replace("|", "\\|")) for name, default, words in rows]
-    lines = [f"| `{prefix}.{name}` | `{default}` | {words} |\n" for name, default, words in escaped]
+    lines = [f"| `{prefix}{name}` | `{default}` | {words} |\n" for name, default, words in escaped]
     return "".join(["| field | default | what |\n", "| --- | --- | --- |\n", *lines])
 
 
