@@ -103,8 +103,8 @@ def tally(columns: Sequence[Column], init: str) -> str:
     means = [one.mean for one in differences]
     mean, low, high = (points(value) for value in (sum(means) / len(means), min(means), max(means)))
     return (
-        f"is better in {better} and worse in {worse} of {len(means)} settings, by {mean} points in the mean "
-        f"({low} to {high})"
+        f"is clearly better in {better} and clearly worse in {worse} of {len(means)} settings: {mean} on average, "
+        f"{low} to {high}"
     )
 
 

@@ -1,0 +1,72 @@
+"""What the evidence page says, against the tables of the runs that it is made from."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from agop_jax.core.errors import UserError
+from agop_jax.results.tables import read_results
+from benchmarks import evidence
+
+ROOT = Path(__file__).parent.parent
+KEPT = ROOT / "docs" / "evidence"
+
+
+def section(page: Path) -> str:
+    match = re.search(r"<!-- evidence -->\n(.*?)<!-- /evidence -->", page.read_text(), re.DOTALL)
+    assert match
+    return match[1]
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return evidence.kept_runs(KEPT)
+
+
+def test_pages_are_made_from_the_tables_that_are_kept(runs):
+    assert section(ROOT / "docs" / "evidence.md") == evidence.page_section(runs)
+    assert section(ROOT / "README.md") == evidence.readme_section(evidence.study(runs))
+
+
+def test_numbers_of_the_page_are_means_of_results(runs):
+    """By hand, from results.csv: accuracy of lsuv, and the mean of paired differences from it."""
+    page = section(ROOT / "docs" / "evidence.md")
+    lines = [line.split(" | ") for line in page.splitlines()]
+    header = next(line for line in lines if line[0].startswith("| against"))
+    names = [name.strip("`| ") for name in header[1:]]
+    for run in (run for run in runs if run.name != evidence.MIXING):
+        values = {}
+        for row in read_results(KEPT / run.name / "results.csv"):
+            values.setdefault(row["init"], {})[row["seed"]] = 100 * row["test_accuracy"]
+        lsuv = values["lsuv"]
+        (line,) = (line for line in lines if line[0] == f"| `{run.name}`")
+        assert line[-1].startswith(f"{sum(lsuv.values()) / len(lsuv):.1f} ±")
+        for init in set(values) - {"lsuv"}:
+            (line,) = (line for line in lines if line[0] == f"| `{init}`" and len(line) == len(header))
+            difference = sum(values[init][seed] - lsuv[seed] for seed in lsuv) / len(lsuv)
+            number = line[1 + names.index(run.name)].split(" ±")[0].replace("\N{MINUS SIGN}", "-")
+            assert float(number) == pytest.approx(difference, abs=0.0501)
+
+
+def test_every_setting_is_paired_and_complete(runs):
+    for run in runs:
+        seeds = {}
+        for row in run.work.results:
+            seeds.setdefault(row["init"], set()).add((row["donor"], row["seed"]))
+        assert len({frozenset(own) for own in seeds.values()}) == 1
+        assert all(len(own) >= 5 for own in seeds.values())
+
+
+def test_what_is_kept_of_a_run(tmp_path):
+    run = tmp_path / "runs" / "one"
+    shutil.copytree(KEPT / evidence.FIRST, run)
+    (run / "features").mkdir()
+    (run / "features" / "large").touch()
+    with pytest.raises(UserError, match="no finished work directory"):
+        evidence.keep(run.parent, tmp_path / "kept")
+    (run / "report.html").touch()
+    evidence.keep(run.parent, tmp_path / "kept")
+    files = {str(path.relative_to(run)) for path in run.rglob("*.*")} - {"report.html"}
+    assert {str(path.relative_to(tmp_path / "kept" / "one")) for path in (tmp_path / "kept").rglob("*.*")} == files
