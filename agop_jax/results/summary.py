@@ -36,7 +36,7 @@ class Summary:
       draw_seconds: that a start took, median over seeds, since the first one compiles.
       he_difference: mean of the paired differences from He, with the interval, verdict and equivalence of
         `statistics.compare`.
-      control: the better of the matched controls, with the same differences from it.
+      control: the matched control made for it, the better one of two, with the same differences from it.
       copy_recovered: (accuracy - He) / (copy of the donor - He).
       steps_to_he: median over seeds of the steps until validation reaches He's last accuracy of that seed; inf: never.
       seeds_for_one_point: seeds needed to see a difference of one point from He.

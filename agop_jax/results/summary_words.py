@@ -36,8 +36,8 @@ def in_words(lines: Sequence[Summary], margin: float = POINT) -> list[tuple[str,
         *_verdicts("he", "He", trained),
         *_equivalences(trained, margin),
         *_over_donors(trained),
-        *_verdicts("control", "the better matched control", trained),
-        ("Better than He, but not than the control, so that scale or spectrum may explain it", _only_scale(trained)),
+        *_verdicts("control", "its matched control", trained),
+        ("Better than He, but not than its control, so that scale or spectrum may explain it", _only_scale(trained)),
         ("Did not train at all (diverged or stayed at chance)", _names(x for x in lines if not x.trains | x.too_short)),
         ("Too short to tell, since no init that began at chance has left it", _names(x for x in lines if x.too_short)),
         ("", _power(trained)),
@@ -49,7 +49,7 @@ def in_every_setting(lines: Sequence[Summary]) -> list[tuple[str, str]]:
     """What holds in all of several settings: (a few words that lead in, the names of inits)."""
     settings = {line.setting for line in lines}
     parts = []
-    for prefix, against in (("he", "He"), ("control", "the better matched control")):
+    for prefix, against in (("he", "He"), ("control", "its matched control")):
         for verdict in ("better", "worse"):
             inits = [line.init for line in lines if line.trains and getattr(line, f"{prefix}_verdict") == verdict]
             names = [init for init in dict.fromkeys(inits) if inits.count(init) == len(settings)]
