@@ -1,19 +1,14 @@
 """Which images an experiment used, and for what, in words, from the work directory's `data.json` and config."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-from agop_jax.core.files import read_json
 
 SHOWN = 12  # names of a longer list
 SPLITS = ("train", "validation", "test")
 
 
-def data_words(path: Path) -> list[tuple[str, str]]:
+def data_words(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(a few words that lead in, the rest) for each line; none where an older version has written nothing of this."""
-    file = path / "data.json"
-    data = read_json(file) if file.exists() else {}
     if not data.get("origins"):
         return []
     donor = _words(donor, "The donor's data") if (donor := data.get("donor")) else []

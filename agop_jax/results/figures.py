@@ -106,7 +106,7 @@ def accuracy_by_init(dots: Sequence[Dots], baseline: str) -> Figure:
             axes.axvline(row.mean, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     _label_rows(axes, [row.name for row in (*trained, *idle)], baseline)
     left, right = axes.get_xlim()
-    axes.set_xlim(max(left, -0.02), min(right, 1.02))  # with two seeds a t interval may well be wider
+    axes.set_xlim(max(left, -0.02), min(right, 1.02))
     axes.set_xlabel("test accuracy")
     axes.xaxis.set_major_formatter(_percent)
     return figure

@@ -18,7 +18,6 @@ from agop_jax.results.moderation import ROWS
 from agop_jax.results.pictures import Picture
 from agop_jax.results.summary import Summary
 from agop_jax.results.tables import Setting
-from agop_jax.results.verdicts import POINT
 from agop_jax.results.work import Work, read_work
 
 Key = tuple[str, Setting]  # init, setting
@@ -64,45 +63,35 @@ def write_report(
       UserError: a file is missing or damaged; the message names it.
     """
     work = read_work(workdir)
-    rule = work.config.get("statistics", {})  # of versions that had no such section
-    margin = float(rule.get("margin", 1.0)) * POINT
-    variance = str(rule.get("variance", "moderated"))
-    lines = summary.summarise(work.results, work.curves, variance=variance, margin=margin, donor_free=donor_free)
+    lines = summary.summarise(work.results, work.curves, **work.judged, donor_free=donor_free)
     files.write_rows(work.path / "summary.csv", [_blank_nan(asdict(line)) for line in lines])
-    files.atomic_write_text(work.path / "report.html", _page(work, lines, descriptions, poor_fit, variance, margin))
-    return f"{summary_words.terminal_table(lines)}\n\n{ending.in_brief(lines, work.path)}"
+    files.atomic_write_text(work.path / "report.html", _page(work, lines, descriptions, poor_fit))
+    return f"{summary_words.terminal_table(lines)}\n\n{ending.in_brief(lines, work.path, work.test_images)}"
 
 
 def _blank_nan(row: Row) -> Row:
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
 
 
-def _page(
-    work: Work,
-    lines: Sequence[Summary],
-    descriptions: Mapping[str, str],
-    poor_fit: float,
-    variance: str,
-    margin: float,
-) -> str:
+def _page(work: Work, lines: Sequence[Summary], descriptions: Mapping[str, str], poor_fit: float) -> str:
     settings = {line.setting: [other for other in lines if other.setting == line.setting] for line in lines}
     rates = _pivot(sorted(work.rates, key=lambda row: row["learning_rate"]), "learning_rate", "validation_accuracy")
     chosen = {(*_key(row), row["learning_rate"]) for row in work.rates if row["chosen"]}
     return html.template("report.html.j2").render(
         question=str(work.config.get("question") or "Which initialisation is best?"),
-        sections=[_section(work, group, margin) for group in settings.values()],
-        overall=summary_words.in_every_setting(lines) if len(settings) > 1 else [],
+        sections=[_section(work, group) for group in settings.values()],
+        overall=summary_words.in_every_setting(lines, work.margin, work.test_images) if len(settings) > 1 else [],
         trends=pictures.trends(work, lines),
         donor=pictures.donor(work),
         ansatz=pictures.ansatz(work),
         ansatz_words=pictures.ansatz_words(work.ansatz),
         gallery=pictures.gallery(work),
         gallery_note=pictures.gallery_note(work),
-        data=data_words(work.path),
+        data=data_words(work.data),
         donor_accuracies=_donor_accuracies(work),
-        moderated=variance == "moderated",
+        moderated=work.judged["variance"] == "moderated",
         moderated_rows=ROWS,
-        margin=margin,
+        margin=work.margin,
         evaluation=evaluation_words(work.config),
         donor_seconds=next((row["seconds"] for row in work.donors.values() if row.get("source") == "rfm:"), None),
         filters=pictures.filters(work, lines),
@@ -118,9 +107,10 @@ def _page(
     )
 
 
-def _section(work: Work, lines: list[Summary], margin: float) -> Section:
+def _section(work: Work, lines: list[Summary]) -> Section:
     title = summary_words.setting_name(lines[0].setting)
-    words, spread = summary_words.in_words(lines, margin), by_donor.spread_table(work.results, lines)
+    words = summary_words.in_words(lines, work.margin, work.test_images)
+    spread = by_donor.spread_table(work.results, lines)
     return Section(title, lines, words, pictures.of_setting(work, lines), spread)
 
 

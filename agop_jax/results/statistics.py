@@ -61,6 +61,7 @@ def compare(
     variance: str = "moderated",
     margin: float = POINT,
     donor_free: Container[str] = (),
+    resolution: float = 0.0,
 ) -> list[Difference]:
     """Every initialisation against the baseline and against the better of its own matched controls, by setting.
 
@@ -85,12 +86,13 @@ def compare(
       variance: 'moderated' by the other rows of the family, or each row's 'own'.
       margin: the largest difference that does not matter, in the metric's units.
       donor_free: inits that use no donor; of two of these nothing is said about donors in general.
+      resolution: of the metric, 1 / number of test images; 0 where unknown (`Rule`).
 
     Raises:
       UserError: a value is missing or not finite, or a recipient is there twice.
     """
     rows = list(rows)
-    rule = Rule(confidence, variance, margin, higher_is_better(metric))
+    rule = Rule(confidence, variance, margin, higher_is_better(metric), resolution)
     selection = _by_setting((row for row in rows if is_control(row["init"], controls)), SELECTED_BY)
     differences = []
     for setting, values in _by_setting(rows, metric).items():
