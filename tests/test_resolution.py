@@ -79,7 +79,7 @@ def run(path, accuracies, images, train_sizes=(50,)):
     if images:
         splits = {"train": 115, "validation": 29, "test": images}
         files.atomic_write_text(path / "data.json", json.dumps({"name": "shapes", "images": splits}))
-    return write_report(path, {})
+    return write_report(path, str)
 
 
 def words(path):

@@ -240,7 +240,7 @@ def test_who_is_compared_with_whom():
         "nfm": ISOTROPIC,
         "agop": f"{SPECTRUM}:agop",
         "nfm@lsuv": f"{SPECTRUM}@lsuv",
-        "coupled_nfm@noise=0.5@mixed=1": f"{ISOTROPIC}:coupled_nfm@mixed=1@noise=0.5",
+        "coupled_nfm@noise=0.5@mixed=1": f"{SPECTRUM}:coupled_nfm@mixed=1@noise=0.5",
     }
     without = ["he_nfm", "coupled_nfm", "coupled_nfm@mixed=1", "copy", "whitened", "lsuv", "agop@lsuv"]
     inits = [*made, *without, *made.values()]
