@@ -94,7 +94,9 @@ def test_every_option_is_described_after_its_base(option):
 def test_names_on_the_page_have_base_control_and_options(tmp_path):
     name = "matched_spectrum:coupled_nfm@mixed=2@lsuv"
     text = "".join(Tags(page_of(tmp_path, grid(["kaiming_normal", "copy"]) + renamed("copy", name))).text)
-    assert "random eigenvectors, as coupled_nfm; @mixed=2: each filter mixes 2 of the donor's; @lsuv: each layer" in text
+    assert (
+        "random eigenvectors, as coupled_nfm; @mixed=2: each filter mixes 2 of the donor's; @lsuv: each layer" in text
+    )
     assert description("nobody's") == description("he_nfm@nothing") == ""
 
 
@@ -124,3 +126,20 @@ def test_a_rate_at_an_end_is_pointed_out_where_it_beats_its_neighbour(tmp_path, 
     files.write_rows(tmp_path / "learning_rates.csv", rates)
     page = page_of(tmp_path, grid(["kaiming_normal", "copy"], seeds=1))
     assert ("The learning rate chosen for copy" in page) == warned
+
+
+def test_every_column_is_explained_and_every_link_of_the_contents_leads_somewhere(tmp_path):
+    page = page_of(tmp_path, grid(["kaiming_normal", "copy"], sizes=(50, 100)))
+    table = re.search(r'<table class="summary">.*?</thead>', page, re.S)
+    assert table
+    heads = [(attributes.get("title"), attributes["scope"]) for tag, attributes in Tags(table[0]).found if tag == "th"]
+    assert len(heads) == 12
+    assert all(title for title, _ in heads)
+    listed = page.partition("What the columns mean")[2].partition("</details>")[0]
+    assert listed.count("<dt>") == 12
+    assert page.count("What the columns mean") == 1
+    nav = page.partition('<nav aria-label="Contents">')[2].partition("</nav>")[0]
+    links = re.findall(r'href="#([^"]+)"', nav)
+    ids = [attributes["id"] for _, attributes in Tags(page).found if "id" in attributes]
+    assert links == ["setting-1", "setting-2", "trends", "more", "names"]
+    assert set(links) <= set(ids)

@@ -99,7 +99,7 @@ def test_at_the_ceiling_nothing_is_told_and_ties_are_named(tmp_path):
     assert "The test set has 36 images, so one is 2.8 points." in page
     assert not [
         wrong
-        for wrong in ("Equivalent to He", "No worse than He", "±0.0", "± 0.0", "To see one point")
+        for wrong in ("Equivalent to He", "No worse than He", "±0.0", "± 0.0", "+0.0 to +0.0", "To see one point")
         if wrong in page
     ]
     summary = read_summary(tmp_path)
@@ -118,7 +118,7 @@ def test_a_coarse_test_set_off_the_ceiling(tmp_path):
     run(tmp_path, {HE: [30 / 36, 31 / 36, 33 / 36], "nfm": [31 / 36, 31 / 36, 30 / 36]}, 36)
     page = words(tmp_path)
     assert EASY not in page
-    assert "That is more than the margin of 1, so no start is called equivalent or no worse." in page
+    assert "That is more than the margin of 1 point, so no start is called equivalent or no worse." in page
     assert "To see one point takes more test images: more seeds would not do." in page
     assert "seeds an init" not in page
 

@@ -30,7 +30,8 @@ def resolution_words(images: int, margin: float) -> str:
     else:
         text = f"The test set has {images:,} images, so one is {size_in_points(1 / images)} points."
     if 1 / images > margin + RESOLUTION:
-        text += f" That is more than the margin of {100 * margin:g}, so no start is called equivalent or no worse."
+        points = f"{100 * margin:g} point{'s' if margin != POINT else ''}"
+        text += f" That is more than the margin of {points}, so no start is called equivalent or no worse."
     return text
 
 
