@@ -19,6 +19,7 @@ from agop_jax.results import feature_figures, figures, pictures, tables
 from agop_jax.results.page import write_report
 
 CHANCE = 0.1
+TIMES = "\N{MULTIPLICATION SIGN}"
 # init -> mean accuracy it trains to
 ACCURACY = {
     "kaiming_normal": 0.44,
@@ -44,6 +45,10 @@ ACCURACY = {
 }
 DIVERGING = "kaiming_nfm"
 DESCRIPTIONS = {name: f"what {name} is" for name in ACCURACY} | {"nfm": "<script>alert('&')</script>"}
+
+
+def describe(init):
+    return DESCRIPTIONS.get(init, "")
 
 
 def accuracy(init, seed, train_size=2000, width=1.0):
@@ -145,7 +150,7 @@ def finished(tmp_path_factory):
     rows = grid([*ACCURACY, DIVERGING])
     write_minimal(path, rows, "own")  # whose numbers a textbook gives
     write_optional(path, rows)
-    return path, write_report(path, DESCRIPTIONS, 0.2)
+    return path, write_report(path, describe, 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +210,7 @@ def test_poor_fit_is_pointed_out(tmp_path, page):
     write_minimal(tmp_path, rows)
     key = {"init": "coupled_nfm", "train_size": 2000, "width": 1.0, "seed": 0}
     files.write_rows(tmp_path / "fits.csv", [{**key, "layer": "Conv_1", "explained_variance": 0.19}])
-    write_report(tmp_path, DESCRIPTIONS, 0.2)
+    write_report(tmp_path, describe, 0.2)
     assert "Of a layer of coupled_nfm less than 20 % is explained" in (tmp_path / "report.html").read_text()
 
 
@@ -239,19 +244,22 @@ def test_summary_has_the_numbers_of_a_hand_calculation(finished):
     compared = len(ACCURACY) + 1 - 1  # with the one that diverges, without He
     wanted = t_interval(np.subtract(own, he), 0.05 / compared)
     assert [float(row[f"he_{name}"]) for name in ("difference", "low", "high")] == pytest.approx(wanted)
-    assert row["he_verdict"] == row["control_verdict"] == "better"
-    control = [accuracy(row["control"], seed) for seed in range(3)]
-    assert float(row["control_difference"]) == pytest.approx(np.mean(own) - np.mean(control))
+    assert row["he_verdict"] == "better"
     gain = (np.mean(own) - np.mean(he)) / (np.mean(copy) - np.mean(he))
     assert float(row["copy_recovered"]) == pytest.approx(gain)
     assert (row["n"], row["diverged"], row["learning_rate"]) == ("3", "0", "0.1")
     assert read_summary(finished[0])[DIVERGING, 2000, 1.0]["diverged"] == "3"
 
 
-def test_control_is_the_one_made_for_the_init(finished):
+def test_control_is_the_one_made_for_the_init(finished, page):
+    """nfm has the bare controls, coupled_sqrt_agop has its own, and no other init has any."""
     summary = read_summary(finished[0])
-    assert summary["coupled_sqrt_agop", 2000, 1.0]["control"].endswith(":coupled_sqrt_agop")
-    assert ":" not in summary["coupled_nfm", 2000, 1.0]["control"]
+    row = summary["coupled_sqrt_agop", 2000, 1.0]
+    assert row["control"].endswith(":coupled_sqrt_agop")
+    own, control = ([accuracy(init, seed) for seed in range(3)] for init in ("coupled_sqrt_agop", row["control"]))
+    assert float(row["control_difference"]) == pytest.approx(np.mean(own) - np.mean(control))
+    assert {init for (init, *_), row in summary.items() if row["control"]} == {"nfm", "coupled_sqrt_agop"}
+    assert "Better than its matched control (points):</b> coupled_<wbr>sqrt_<wbr>agop" in page
 
 
 def test_steps_to_he(finished):
@@ -287,9 +295,9 @@ def test_minimal_directory_settings_and_rewrite(tmp_path):
     """Two sizes and two widths, no optional file; written twice the files are the same, and no other is left."""
     rows = grid(["kaiming_normal", "copy", "nfm"], sizes=(500, 2000), widths=(1.0, 2.0))
     write_minimal(tmp_path, rows)
-    table = write_report(tmp_path, {})
+    table = write_report(tmp_path, describe)
     first = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert write_report(tmp_path, {}) == table
+    assert write_report(tmp_path, describe) == table
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == first
     names = {path.name for path in first}
     assert {"accuracy_n500_w2.png", "accuracy_by_train_size_at_width_1.svg"} <= names
@@ -297,7 +305,7 @@ def test_minimal_directory_settings_and_rewrite(tmp_path):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<b>Better than He in all 4 settings:</b> copy" in page
     assert table.count("images, width") == 8  # a table and a line of the short summary each
-    assert "500 images, width 2, 250 steps. Best: copy, " in table
+    assert f"500 images, width {TIMES} 2, 250 steps. Best: copy, " in table
 
 
 def test_the_last_lines_say_what_was_found_and_where_it_lies(finished):
@@ -320,10 +328,10 @@ def test_several_budgets(tmp_path):
     for row in rows[6:]:
         row["test_accuracy"] += 0.1
     write_minimal(tmp_path, rows)
-    table = write_report(tmp_path, DESCRIPTIONS)
+    table = write_report(tmp_path, describe)
     assert [line for line in table.splitlines() if "images" in line and "Best" not in line] == [
-        "2,000 images, width 1, 250 steps",
-        "2,000 images, width 1, 1,000 steps",
+        f"2,000 images, width {TIMES} 1, 250 steps",
+        f"2,000 images, width {TIMES} 1, 1,000 steps",
     ]
     names = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "figures").iterdir()}
     assert {f"figures/accuracy_n2000_w1{steps}.svg" for steps in ("", "_t1000")} <= names
@@ -337,7 +345,7 @@ def test_several_budgets(tmp_path):
 @pytest.mark.parametrize("inits", [["kaiming_normal", "copy"], ["copy"]])
 def test_one_seed_supports_no_conclusion(tmp_path, inits):
     write_minimal(tmp_path, grid(inits, seeds=1))
-    table = write_report(tmp_path, {})
+    table = write_report(tmp_path, describe)
     assert ("too few seeds" in table) == ("kaiming_normal" in inits)
     assert "better" not in table
 
@@ -360,7 +368,7 @@ def test_damaged_file_is_one_clear_error(tmp_path, name, old, new, words):
     write_minimal(tmp_path, grid(["kaiming_normal", "nfm"], seeds=2))
     damage(tmp_path / name, old, new)
     with pytest.raises(UserError) as error:
-        write_report(tmp_path, {})
+        write_report(tmp_path, describe)
     message = str(error.value)
     assert "\n" not in message
     assert all(word in message for word in [name, *words])
@@ -369,7 +377,7 @@ def test_damaged_file_is_one_clear_error(tmp_path, name, old, new, words):
 
 def test_missing_results_are_named(tmp_path):
     with pytest.raises(UserError, match=r"results\.csv: no such file"):
-        write_report(tmp_path, {})
+        write_report(tmp_path, describe)
 
 
 def test_damaged_metrics_and_filters_are_named(tmp_path):
@@ -378,12 +386,12 @@ def test_damaged_metrics_and_filters_are_named(tmp_path):
     metrics = tmp_path / "metrics" / "nfm_n2000_w1_s0.jsonl"
     metrics.write_text(curve(recipient("nfm", 0)) + '{"step": 3')
     with pytest.raises(UserError, match=r"nfm_n2000_w1_s0\.jsonl, line 12"):
-        write_report(tmp_path, {})
+        write_report(tmp_path, describe)
     metrics.unlink()
     (tmp_path / "filters").mkdir()
     (tmp_path / "filters" / "nfm_n2000_w1_s0.npz").write_bytes(b"PK not an archive")
     with pytest.raises(UserError, match=r"nfm_n2000_w1_s0\.npz"):
-        write_report(tmp_path, {})
+        write_report(tmp_path, describe)
 
 
 def test_rows_survive_writing_and_reading(tmp_path):
@@ -448,7 +456,7 @@ def test_a_gallery_whose_picture_is_gone_is_named(tmp_path):
     entry = {"name": "donor_transforms", "caption": "c", "alt": "a", "width": 5.0}
     files.atomic_write_text(tmp_path / "gallery.json", json.dumps({"entries": [entry]}))
     with pytest.raises(UserError, match=r"donor_transforms\.svg"):
-        write_report(tmp_path, {})
+        write_report(tmp_path, describe)
 
 
 def short_run(path, accuracies, steps=2, starts=None):
@@ -466,7 +474,7 @@ def short_run(path, accuracies, steps=2, starts=None):
         losses = {"train_loss": 2.3, "train_accuracy": 0.1, "validation_loss": 2.3}
         text = "".join(json.dumps({"step": s, "validation_accuracy": a, **losses}) + "\n" for s, a in points)
         files.atomic_write_text(path / "metrics" / f"{name}.jsonl", text)
-    return write_report(path, DESCRIPTIONS)
+    return write_report(path, describe)
 
 
 def test_a_run_that_was_too_short_says_so(tmp_path):
@@ -511,7 +519,7 @@ def test_filters_of_another_kind_are_named_without_advice_to_load_them(tmp_path)
     np.save(tmp_path / "filters" / f"{name}.npy", np.array([object()]), allow_pickle=True)
     (tmp_path / "filters" / f"{name}.npy").rename(tmp_path / "filters" / f"{name}.npz")
     with pytest.raises(UserError, match="it holds Python objects, which are never loaded") as error:
-        write_report(tmp_path, DESCRIPTIONS)
+        write_report(tmp_path, describe)
     assert "allow_pickle" not in str(error.value)
 
 
@@ -527,7 +535,7 @@ def test_results_of_an_older_version_are_read(tmp_path):
     old = [name for name in tables.RESULT_COLUMNS if name not in {*tables.LATER_COLUMNS, "budget"}]
     rows = [{name: row[name] for name in old} for row in grid(["kaiming_normal", "nfm"])]
     write_minimal(tmp_path, rows)
-    write_report(tmp_path, DESCRIPTIONS)
+    write_report(tmp_path, describe)
     assert read_summary(tmp_path)["nfm", 2000, 1.0]["probe_accuracy"] == ""
     assert {row["donor"] for row in tables.read_results(tmp_path / "results.csv")} == {0}
     assert {row["donor"] for row in tables.read_optional_results(tmp_path / "results.csv", 7)} == {7}
@@ -548,7 +556,7 @@ def test_page_of_several_donors(tmp_path):
     write_minimal(tmp_path, donors_grid({"copy": [0.1, 0.2], "nfm": [0.05, 0.05], "lsuv": [0.0, 0.0]}))
     for path, accuracy in ((tmp_path, 0.4), (tmp_path / "donors" / "1", 0.5)):
         files.atomic_write_text(path / "donor.json", json.dumps({"test_accuracy": accuracy}))
-    write_report(tmp_path, DESCRIPTIONS, donor_free={"kaiming_normal", "lsuv"})
+    write_report(tmp_path, describe, donor_free={"kaiming_normal", "lsuv"})
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     words = " ".join(" ".join(Tags(page).text).split())
     assert "40.0 % (donor 0), 50.0 % (donor 1)" in words
@@ -566,6 +574,6 @@ def test_what_is_within_the_margin_is_said_to_be(tmp_path):
     for row in rows:
         row["test_accuracy"] = 0.5 + 0.01 * row["seed"] + (0.0004 * (row["seed"] - 2) if row["init"] == "nfm" else 0)
     write_minimal(tmp_path, rows)
-    write_report(tmp_path, DESCRIPTIONS)
+    write_report(tmp_path, describe)
     assert read_summary(tmp_path)["nfm", 2000, 1.0]["he_equivalence"] == "equivalent"
     assert "Equivalent to He, within 1 point either way" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
 """Planted differences come back, and no others: the rates the module states, by simulation, and answers by hand."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 from scipy import stats
 
 from agop_jax.core.errors import UserError
+from agop_jax.initializers.registry import CONTROLLED_BY_DEFAULT, CONTROLS, get_method
+from agop_jax.results import controls
 from agop_jax.results.intervals import mean_interval, steps_to_reach
 from agop_jax.results.statistics import compare, recovered_fraction
 from agop_jax.results.tables import Setting
@@ -152,7 +155,8 @@ def test_without_correction_the_rate_would_be_missed():
 @pytest.mark.parametrize("seeds", [5, 20])
 def test_false_verdicts_against_the_better_control(seeds):
     """At its worst: the choice sees the very numbers that are then compared."""
-    gains = dict.fromkeys([HE, ISOTROPIC, SPECTRUM, *TEN[:5]], 0.0)
+    made = [f"{control}:{init}" for control in (ISOTROPIC, SPECTRUM) for init in TEN[:5]]
+    gains = dict.fromkeys([HE, *TEN[:5], *made], 0.0)
     better, _, either = false_verdicts(gains, seeds, 800, role=False)
     assert better <= at_most(0.025, 800)
     assert 0.01 < either <= at_most(0.05, 800)
@@ -231,11 +235,33 @@ FLAT = [0.5, 0.51, 0.52]
 
 
 def test_who_is_compared_with_whom():
-    own, varied = f"{ISOTROPIC}:nfm", f"{ISOTROPIC}@lsuv"
-    values = dict.fromkeys([HE, "nfm", "agop", ISOTROPIC, SPECTRUM, own, varied], FLAT)
-    validation = values | {SPECTRUM: [0.9, 0.9, 0.9]}
-    against_he = [("nfm", HE), ("agop", HE), (ISOTROPIC, HE), (SPECTRUM, HE), (own, HE), (varied, HE)]
-    assert pairs(compare(table(values, validation))) == [*against_he, ("nfm", own), ("agop", SPECTRUM)]
+    """Every init with the control made for it: a bare control is nfm's, options belong to both, in any order."""
+    made = {
+        "nfm": ISOTROPIC,
+        "agop": f"{SPECTRUM}:agop",
+        "nfm@lsuv": f"{SPECTRUM}@lsuv",
+        "coupled_nfm@noise=0.5@mixed=1": f"{SPECTRUM}:coupled_nfm@mixed=1@noise=0.5",
+    }
+    without = ["he_nfm", "coupled_nfm", "coupled_nfm@mixed=1", "copy", "whitened", "lsuv", "agop@lsuv"]
+    inits = [*made, *without, *made.values()]
+    found = compare(table(dict.fromkeys([HE, *inits], FLAT)))
+    assert pairs(found) == [*((init, HE) for init in inits), *made.items()]
+
+
+def test_what_a_bare_control_is_made_for_is_what_it_draws_from():
+    assert list(CONTROLS) == list(controls.CONTROLS)
+    assert controls.CONTROLLED_BY_DEFAULT == CONTROLLED_BY_DEFAULT
+    for name in (
+        *CONTROLS,
+        "matched_isotropic:he_agop",
+        "matched_spectrum:coupled_nfm@mixed=1",
+        "matched_spectrum@lsuv",
+    ):
+        drawn = get_method(name).matched
+        assert drawn
+        assert dataclasses.replace(get_method(controls.controlled(name)), description="") == (
+            dataclasses.replace(drawn, description="")
+        )
 
 
 @pytest.mark.parametrize("suffix", ["", ":nfm"])
@@ -251,13 +277,13 @@ def test_families_are_counted_apart_and_by_setting():
     gains = dict.fromkeys([HE, "nfm", "agop", SPECTRUM], 0.0)
     rows = table(simulated(rng, gains, 5)) + table(simulated(rng, gains, 5), train_size=50, width=2.0)
     found = compare(rows)
-    assert len(found) == 10
+    assert len(found) == 8
     for one in found:
         a, b = (
             np.array([row["test_accuracy"] for row in rows if (row["init"], row["width"]) == (name, one.width)])
             for name in (one.init, one.against)
         )
-        expected = stats.ttest_rel(a, b).confidence_interval(1 - 0.05 / (3 if one.against == HE else 2))
+        expected = stats.ttest_rel(a, b).confidence_interval(1 - 0.05 / (3 if one.against == HE else 1))
         np.testing.assert_allclose([one.low, one.high], expected)
 
 

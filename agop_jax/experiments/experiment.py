@@ -35,7 +35,7 @@ from agop_jax.experiments.sweep import Sweep
 from agop_jax.experiments.trackers import track, tracker
 from agop_jax.experiments.workdir import DONOR, FEATURES, SPECTRA
 from agop_jax.initializers.coupling import POOR_FIT
-from agop_jax.initializers.registry import INITIALIZERS, Method, get_method
+from agop_jax.initializers.registry import Method, description, get_method
 from agop_jax.results import page
 from agop_jax.training.resumable import stoppable
 
@@ -85,7 +85,7 @@ def run_config(config: Config, path: Path) -> str:
             Sweep(path, config, recipient_data, _for_recipients(config, donors), environment).run()
         summary = f"Done in {path}: {', '.join(stages)}"
         if "report" in stages and hosts.is_first():
-            summary = page.write_report(path, INITIALIZERS, POOR_FIT, donor_free(config))
+            summary = page.write_report(path, description, POOR_FIT, donor_free(config))
             if module:
                 track(module, path)
         hosts.wait("done")  # who leaves first would take the others along

@@ -29,23 +29,47 @@ INITIALIZERS: dict[str, str] = {name: method.description for name, method in MET
     name: f"{what} {CONTROLLED_BY_DEFAULT}" for name, (what, _) in CONTROLS.items()
 }
 
-# option -> how it changes a method; those with '=' take a value
-OPTIONS: dict[str, Callable[[Method, str], Method]] = {
-    "lsuv": lambda method, _: dataclasses.replace(method, lsuv=True, standardised=False),
-    "standardised": lambda method, _: dataclasses.replace(method, lsuv=False, standardised=True),
-    "first": lambda method, _: dataclasses.replace(method, first=True),
-    "mix=": lambda method, value: _with_source(method, mix=float(value)),
-    "matrix=": lambda method, value: _with_source(_coupled(method), matrix=_one_of(value, MATRICES)),
-    "mixed=": lambda method, value: _coupled(method, mixed=int(value)),
-    "noise=": lambda method, value: _coupled(method, noise=float(value)),
-    "K=": lambda method, value: _coupled(method, candidates=int(value)),
-    "by=": lambda method, value: _copied(method, "ranked", by=_one_of(value, RANKS)),
-    "even": lambda method, _: _copied(method, "tiled", even=True),
-    "shared": lambda method, _: _coupled(method, shared=True),
-    "independent": lambda method, _: _coupled(method, shared=False),
-    "orthogonal": lambda method, _: _coupled(method, orthogonal=True),
-    "shuffled": lambda method, _: _coupled(method, shuffled=True),
-    "untrained": lambda method, _: _untrained(method),
+# option -> what it does, in words, and how it changes a method; those with '=' take a value, the {} of the words
+OPTIONS: dict[str, tuple[str, Callable[[Method, str], Method]]] = {
+    "lsuv": (
+        "each layer rescaled to output variance 1 on a batch",
+        lambda method, _: dataclasses.replace(method, lsuv=True, standardised=False),
+    ),
+    "standardised": (
+        "each channel's output at mean 0 and variance 1 on a batch",
+        lambda method, _: dataclasses.replace(method, lsuv=False, standardised=True),
+    ),
+    "first": (
+        "only the first layer; He et al. in the others, unless the method has another formula for them",
+        lambda method, _: dataclasses.replace(method, first=True),
+    ),
+    "mix=": (
+        "a part {} of its matrix, the rest isotropic",
+        lambda m, value: _with_source(m, mix=float(value)),
+    ),
+    "matrix=": (
+        "drawn from the matrix {}",
+        lambda method, value: _with_source(_coupled(method), matrix=_one_of(value, MATRICES)),
+    ),
+    "mixed=": ("each filter mixes {} of the donor's", lambda method, value: _coupled(method, mixed=int(value))),
+    "noise=": (
+        "each filter is one of the donor's plus noise of {} times their norm",
+        lambda method, value: _coupled(method, noise=float(value)),
+    ),
+    "K=": ("{} times as many candidates as filters", lambda method, value: _coupled(method, candidates=int(value))),
+    "by=": ("channels ranked by {}", lambda method, value: _copied(method, "ranked", by=_one_of(value, RANKS))),
+    "even": ("copies of a channel share its weights evenly", lambda method, _: _copied(method, "tiled", even=True)),
+    "shared": ("one mixing for each residual stream", lambda method, _: _coupled(method, shared=True)),
+    "independent": (
+        "a mixing of its own for each layer of a residual stream",
+        lambda method, _: _coupled(method, shared=False),
+    ),
+    "orthogonal": ("mixed by orthogonal columns", lambda method, _: _coupled(method, orthogonal=True)),
+    "shuffled": (
+        "control, fitted with the recipient's channels in random order",
+        lambda method, _: _coupled(method, shuffled=True),
+    ),
+    "untrained": ("control, of the donor before its training", lambda method, _: _untrained(method)),
 }
 
 
@@ -64,11 +88,24 @@ def get_method(name: str) -> Method:
         if key + equals not in OPTIONS:
             raise unknown_name(f"option of init {name!r}:", option, OPTIONS)
         try:
-            method = _with_option(OPTIONS[key + equals], method, value)
+            method = _with_option(OPTIONS[key + equals][1], method, value)
         except ValueError as error:
             raise UserError(f"init {name!r}: option {option!r} does not fit: {error}") from None
-    suffix = f" ({', '.join(options)})" if options else ""
-    return dataclasses.replace(method, description=method.description + suffix)
+    return dataclasses.replace(method, description="; ".join([method.description, *map(_option_words, options)]))
+
+
+def description(name: str) -> str:
+    """One line about a name, with its control and its options; '' where no such method is registered here."""
+    try:
+        return get_method(name).description
+    except UserError:
+        return ""
+
+
+def _option_words(option: str) -> str:
+    """Such as '@K=8: 8 times as many candidates as filters'."""
+    key, equals, value = option.partition("=")
+    return f"@{option}: {OPTIONS[key + equals][0].replace('{}', value)}"
 
 
 def _with_option(option: Callable[[Method, str], Method], method: Method, value: str) -> Method:

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 
 from agop_jax.results.matrix import LSUV, Cell, Column, Overall
+from agop_jax.results.resolution import Parts, most_at_ceiling
 from agop_jax.results.summary import BASELINE
 from agop_jax.results.summary_words import NBSP
 
-Parts = list[tuple[str, str]]  # (a few words that lead in, the rest of the sentence)
 FIRST = 5  # ranks that are named
 NAMES = {BASELINE: "He", LSUV: LSUV}
 
@@ -18,6 +18,8 @@ def in_short(columns: Sequence[Column], lines: Sequence[Overall]) -> Parts:
     parts = [
         ("", f"{count(len(lines), 'initialisation')} in {count(len(columns), 'setting')} of {count(runs, 'run')}.")
     ]
+    full = [x.name for x in columns if most_at_ceiling([cell.line for cell in x.cells.values()], x.test_images)]
+    parts.append(("Most starts are at the ceiling, so that the task cannot tell them apart", "; ".join(full)))
     verdicts: dict[str, Callable[[Cell], str]] = {
         LSUV: lambda cell: cell.lsuv.verdict if cell.lsuv else "",
         BASELINE: lambda cell: cell.line.he_verdict,

@@ -106,7 +106,7 @@ def accuracy_by_init(dots: Sequence[Dots], baseline: str) -> Figure:
             axes.axvline(row.mean, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     _label_rows(axes, [row.name for row in (*trained, *idle)], baseline)
     left, right = axes.get_xlim()
-    axes.set_xlim(max(left, -0.02), min(right, 1.02))  # with two seeds a t interval may well be wider
+    axes.set_xlim(max(left, -0.02), min(right, 1.02))
     axes.set_xlabel("test accuracy")
     axes.xaxis.set_major_formatter(_percent)
     return figure
@@ -268,7 +268,7 @@ def first_layer_filters(kernels: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
     Three input channels make an RGB patch, any other number a grey one (their mean). Each patch has its own scale, with
     middle grey for zero, so patches show patterns and not sizes.
     """
-    figure = Figure(figsize=(6.2, 0.4 + 0.33 * len(kernels)))
+    figure = Figure(figsize=(9.4, 0.4 + 0.55 * len(kernels)))
     grid = figure.subplots(len(kernels), 2, squeeze=False, gridspec_kw={"wspace": 0.05})
     for row, (name, pair) in zip(grid, kernels.items(), strict=True):
         for axes, kernel in zip(row, pair, strict=True):

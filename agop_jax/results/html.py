@@ -7,7 +7,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from agop_jax.results.summary import BASELINE
-from agop_jax.results.summary_words import points, setting_name
+from agop_jax.results.summary_words import points, setting_name, spread
 
 DASH = "\N{EN DASH}"
 
@@ -28,6 +28,7 @@ def template(name: str) -> jinja2.Template:
         "breakable": _breakable,
         "decimals": _decimals,
         "seconds": _seconds,
+        "spread": spread,
     }
     environment.globals |= {"baseline": BASELINE, "setting_name": setting_name}
     return environment.get_template(name)

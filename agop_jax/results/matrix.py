@@ -14,7 +14,7 @@ from agop_jax.results.setting_names import Facts
 from agop_jax.results.statistics import Recovered
 from agop_jax.results.summary import BASELINE, COPIES, Summary
 from agop_jax.results.tables import Setting
-from agop_jax.results.verdicts import POINT, Difference
+from agop_jax.results.verdicts import Difference
 
 LSUV = "lsuv"  # the stronger baseline, which knows no donor either
 
@@ -47,6 +47,7 @@ class Column:
       cells: by init, best first.
       task: its accuracies.
       donors: None with one donor.
+      test_images: of the run; 0 where unknown.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Column:
     cells: dict[str, Cell]
     task: Task
     donors: DonorTable | None
+    test_images: int
 
 
 @dataclass(frozen=True)
@@ -95,16 +97,15 @@ def columns(runs: Sequence[Run], donor_free: Container[str] = ()) -> list[Column
 
 
 def _settings(run: Run, donor_free: Container[str]) -> list[tuple]:
-    rule = run.work.config.get("statistics", {})
-    judged = {"variance": str(rule.get("variance", "moderated")), "margin": float(rule.get("margin", 1.0)) * POINT}
-    judged["donor_free"] = donor_free
+    judged = run.work.judged | {"donor_free": donor_free}
     lines = summary.summarise(run.work.results, run.work.curves, **judged)
     parts = []
     for setting in dict.fromkeys(line.setting for line in lines):
         rows = [row for row in run.work.results if Setting.of(row) == setting]
         own = [line for line in lines if line.setting == setting]
         facts, cells = setting_names.facts(run.work.config, setting), _cells(rows, own, judged)
-        parts.append((run, facts, setting, cells, _task(rows), by_donor.spread_table(rows, own)))
+        donors, images = by_donor.spread_table(rows, own), run.work.test_images
+        parts.append((run, facts, setting, cells, _task(rows), donors, images))
     return parts
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,12 +13,11 @@ from agop_jax.core import files
 from agop_jax.core.files import Row
 from agop_jax.results import by_donor, ending, html, pictures, summary, summary_words
 from agop_jax.results.by_donor import DonorTable
-from agop_jax.results.data_words import data_words, evaluation_words
-from agop_jax.results.moderation import ROWS
+from agop_jax.results.data_words import data_words, evaluation_words, facts_in_brief
+from agop_jax.results.moderation import RESOLUTION, ROWS
 from agop_jax.results.pictures import Picture
 from agop_jax.results.summary import Summary
 from agop_jax.results.tables import Setting
-from agop_jax.results.verdicts import POINT
 from agop_jax.results.work import Work, read_work
 
 Key = tuple[str, Setting]  # init, setting
@@ -45,7 +44,7 @@ class Pivot:
 
 def write_report(
     workdir: str | os.PathLike,
-    descriptions: Mapping[str, str],
+    describe: Callable[[str], str],
     poor_fit: float = 0.0,
     donor_free: Container[str] = (),
 ) -> str:
@@ -53,7 +52,7 @@ def write_report(
 
     Args:
       workdir: what the experiment runner wrote; only config.json and results.csv must be there.
-      descriptions: init -> one line, `INITIALIZERS`.
+      describe: init -> one line about it, '' where nothing is known of it.
       poor_fit: explained variance of a coupled layer below which the page warns.
       donor_free: inits on which no donor has any influence.
 
@@ -64,45 +63,36 @@ def write_report(
       UserError: a file is missing or damaged; the message names it.
     """
     work = read_work(workdir)
-    rule = work.config.get("statistics", {})  # of versions that had no such section
-    margin = float(rule.get("margin", 1.0)) * POINT
-    variance = str(rule.get("variance", "moderated"))
-    lines = summary.summarise(work.results, work.curves, variance=variance, margin=margin, donor_free=donor_free)
+    lines = summary.summarise(work.results, work.curves, **work.judged, donor_free=donor_free)
     files.write_rows(work.path / "summary.csv", [_blank_nan(asdict(line)) for line in lines])
-    files.atomic_write_text(work.path / "report.html", _page(work, lines, descriptions, poor_fit, variance, margin))
-    return f"{summary_words.terminal_table(lines)}\n\n{ending.in_brief(lines, work.path)}"
+    files.atomic_write_text(work.path / "report.html", _page(work, lines, describe, poor_fit))
+    return f"{summary_words.terminal_table(lines)}\n\n{ending.in_brief(lines, work.path, work.test_images)}"
 
 
 def _blank_nan(row: Row) -> Row:
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
 
 
-def _page(
-    work: Work,
-    lines: Sequence[Summary],
-    descriptions: Mapping[str, str],
-    poor_fit: float,
-    variance: str,
-    margin: float,
-) -> str:
+def _page(work: Work, lines: Sequence[Summary], describe: Callable[[str], str], poor_fit: float) -> str:
     settings = {line.setting: [other for other in lines if other.setting == line.setting] for line in lines}
     rates = _pivot(sorted(work.rates, key=lambda row: row["learning_rate"]), "learning_rate", "validation_accuracy")
     chosen = {(*_key(row), row["learning_rate"]) for row in work.rates if row["chosen"]}
     return html.template("report.html.j2").render(
         question=str(work.config.get("question") or "Which initialisation is best?"),
-        sections=[_section(work, group, margin) for group in settings.values()],
-        overall=summary_words.in_every_setting(lines) if len(settings) > 1 else [],
+        facts=facts_in_brief(work),
+        sections=[_section(work, group) for group in settings.values()],
+        overall=summary_words.in_every_setting(lines, work.margin, work.test_images) if len(settings) > 1 else [],
         trends=pictures.trends(work, lines),
         donor=pictures.donor(work),
         ansatz=pictures.ansatz(work),
         ansatz_words=pictures.ansatz_words(work.ansatz),
         gallery=pictures.gallery(work),
         gallery_note=pictures.gallery_note(work),
-        data=data_words(work.path),
+        data=data_words(work.data),
         donor_accuracies=_donor_accuracies(work),
-        moderated=variance == "moderated",
+        moderated=work.judged["variance"] == "moderated",
         moderated_rows=ROWS,
-        margin=margin,
+        margin=work.margin,
         evaluation=evaluation_words(work.config),
         donor_seconds=next((row["seconds"] for row in work.donors.values() if row.get("source") == "rfm:"), None),
         filters=pictures.filters(work, lines),
@@ -112,15 +102,16 @@ def _page(
         fits=(fits := _pivot(work.fits, "layer", "explained_variance")),
         poorly_fitted=_poorly_fitted(fits, poor_fit),
         poor_fit=poor_fit,
-        descriptions={line.init: _description(line.init, descriptions) for line in sorted(lines, key=lambda x: x.init)},
+        descriptions={init: describe(init) for init in sorted({line.init for line in lines})},
         config=json.dumps(work.config, indent=2, ensure_ascii=False),
         environments=work.environments,
     )
 
 
-def _section(work: Work, lines: list[Summary], margin: float) -> Section:
+def _section(work: Work, lines: list[Summary]) -> Section:
     title = summary_words.setting_name(lines[0].setting)
-    words, spread = summary_words.in_words(lines, margin), by_donor.spread_table(work.results, lines)
+    words = summary_words.in_words(lines, work.margin, work.test_images)
+    spread = by_donor.spread_table(work.results, lines)
     return Section(title, lines, words, pictures.of_setting(work, lines), spread)
 
 
@@ -142,23 +133,16 @@ def _pivot(rows: Sequence[Row], column: str, value: str) -> Pivot:
 
 
 def _rates_at_the_edge(rates: Pivot, chosen: set[tuple]) -> list[str]:
-    """Inits whose chosen rate is the smallest or the largest tried: a wider grid might serve them better."""
-    at_edge = [
-        key[0]
-        for key, line in rates.lines.items()
-        if len(line) > 1 and ((*key, min(line)) in chosen or (*key, max(line)) in chosen)
-    ]
+    """Inits whose chosen rate lies at an end of the grid and beats its neighbour there: rates beyond may be better."""
+    at_edge = []
+    for key, line in rates.lines.items():
+        grid = sorted(line)
+        ends = ((grid[0], grid[1]), (grid[-1], grid[-2])) if len(grid) > 1 else ()
+        if any((*key, end) in chosen and line[end] > line[inner] + RESOLUTION for end, inner in ends):
+            at_edge.append(key[0])
     return list(dict.fromkeys(at_edge))
 
 
 def _poorly_fitted(fits: Pivot, poor_fit: float) -> list[str]:
     """Inits with a layer whose basis was hardly carried along."""
     return list(dict.fromkeys(key[0] for key, line in fits.lines.items() if min(line.values()) < poor_fit))
-
-
-def _description(init: str, descriptions: Mapping[str, str]) -> str:
-    """A control such as 'matched_spectrum:he_agop' is described by the two parts of its name."""
-    if init in descriptions:
-        return descriptions[init]
-    control, _, base = init.partition(":")
-    return f"{descriptions[control]}; made for {base}" if control in descriptions and base else ""

@@ -11,7 +11,7 @@ import numpy as np
 from agop_jax.core.files import Row, read_json, read_text
 from agop_jax.results import feature_figures, figures
 from agop_jax.results.summary import BASELINE, Summary
-from agop_jax.results.summary_words import setting_name
+from agop_jax.results.summary_words import TIMES, setting_name, width_factor
 from agop_jax.results.tables import Setting
 from agop_jax.results.work import Work
 
@@ -35,7 +35,7 @@ def of_setting(work: Work, lines: list[Summary]) -> list[Picture]:
     return [_accuracy(work, lines, suffix), *_progress(work, lines, suffix)]
 
 
-AXES = {"train_size": "number of training images", "width": "width", "budget": "number of training steps"}
+AXES = {"train_size": "number of training images", "width": f"width, {TIMES}", "budget": "number of training steps"}
 
 
 def trends(work: Work, lines: Sequence[Summary]) -> list[Picture]:
@@ -53,7 +53,7 @@ def trends(work: Work, lines: Sequence[Summary]) -> list[Picture]:
 
 def _fixed(line: Summary, name: str, lines: Sequence[Summary]) -> str:
     """Where a line stands on the other axes; of budgets only where there are several."""
-    parts = {"train_size": f"with {line.train_size} images", "width": f"at width {line.width:g}"}
+    parts = {"train_size": f"with {line.train_size} images", "width": f"at {width_factor(line.width)}"}
     if len({other.budget for other in lines}) > 1:
         parts["budget"] = f"after {line.budget} steps"
     return " ".join(words for axis, words in parts.items() if axis != name)
@@ -241,7 +241,9 @@ def _trend(work: Work, lines: Sequence[Summary], name: str, label: str, fixed: s
         "where there are several seeds; grey: He."
     )
     alt = f"Test accuracy against {label}, {fixed}, one panel an initialisation."
-    return picture(work.path, f"accuracy_by_{name}_{fixed.replace(' ', '_')}", figure, caption, alt)
+    return picture(
+        work.path, f"accuracy_by_{name}_{fixed.replace(f' {TIMES}', '').replace(' ', '_')}", figure, caption, alt
+    )
 
 
 def _spectra(work: Work) -> Picture:

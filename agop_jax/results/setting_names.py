@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agop_jax.results.summary_words import TIMES, width_factor
 from agop_jax.results.tables import Setting
 
 Facts = dict[str, str]  # what -> words; '' for what is at its default
@@ -36,13 +37,13 @@ UNTOLD = (
 def facts(config: Mapping[str, Any], setting: Setting) -> Facts:
     """The parts of a name, in their order; `other` fields of the config follow by their own names."""
     model, donor, train = (config.get(section, {}) for section in ("model", "donor", "train"))
-    data, donor_data = (_data(str(name or "")) for name in (config.get("data", {}).get("name"), donor.get("data")))
+    data, donor_data = (data_name(str(name or "")) for name in (config.get("data", {}).get("name"), donor.get("data")))
     told = {
-        "model": _model(model),
+        "model": model_name(model),
         "data": f"{donor_data} \N{RIGHTWARDS ARROW} {data}" if donor_data not in ("", data) else data,
-        "donor": _donor(donor),
+        "donor": donor_name(donor),
         "images": f"n = {setting.train_size:,}",
-        "width": f"width {setting.width:g}",
+        "width": width_factor(setting.width),
         "budget": f"{setting.budget:,} steps",
         "optimizer": str(train.get("optimizer", "sgd")),
     }
@@ -67,25 +68,25 @@ def names(settings: Sequence[Facts], runs: Sequence[str]) -> list[str]:
     ]
 
 
-def _model(model: Mapping[str, Any]) -> str:
+def model_name(model: Mapping[str, Any]) -> str:
     """Such as 'small_cnn 16-32-64-64' or 'resnet20 x 0.5'."""
     fields = {name: value for name, value in model.items() if name != "name" and value is not None}
     width, features = fields.pop("width", None), fields.pop("features", None)
     words = [
         str(model.get("name", "")),
         _value(features) if features else "",
-        f"\N{MULTIPLICATION SIGN} {width:g}" if width else "",
+        f"{TIMES} {width:g}" if width else "",
     ]
     return " ".join(filter(None, [*words, *(f"{name} {_value(value)}" for name, value in fields.items())]))
 
 
-def _data(name: str) -> str:
+def data_name(name: str) -> str:
     """'npz:DIR/cifar10.npz' and 'cifar10' are both CIFAR-10."""
     source, colon, path = name.partition(":")
     return (Path(path).stem if source == "npz" else Path(path).name) if colon else name
 
 
-def _donor(donor: Mapping[str, Any]) -> str:
+def donor_name(donor: Mapping[str, Any]) -> str:
     """Where it comes from, or how it was trained."""
     if donor.get("source"):
         return f"donor {donor['source']}"

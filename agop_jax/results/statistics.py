@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agop_jax.core.errors import UserError, unknown_name
+from agop_jax.results.controls import CONTROLS, better_control, is_control
 from agop_jax.results.intervals import ratio_interval, student_test
 from agop_jax.results.moderation import Spread, moderate
 from agop_jax.results.samples import ONE, Sample
@@ -54,20 +55,21 @@ def compare(
     rows: Iterable[Row],
     *,
     baseline: str = "kaiming_normal",
-    controls: Sequence[str] = ("matched_isotropic", "matched_spectrum"),
+    controls: Sequence[str] = CONTROLS,
     metric: str = "test_accuracy",
     confidence: float = 0.95,
     variance: str = "moderated",
     margin: float = POINT,
     donor_free: Container[str] = (),
+    resolution: float = 0.0,
 ) -> list[Difference]:
-    """Every initialisation against the baseline and against the better of its matched controls, by setting.
+    """Every initialisation against the baseline and against the better of its own matched controls, by setting.
 
     A setting is a training-set size, a width and a number of training steps; `metric` is a key of
-    `tables.HIGHER_IS_BETTER`. 'matched_isotropic:X'
-    is the control made for X; if X has such, plain controls are passed over. The better control is the one of higher
-    mean validation accuracy, so that the choice does not see the test set. Controls are compared with the baseline
-    only. Where baseline or controls are missing or share no seed with the initialisation, there is no such difference.
+    `tables.HIGHER_IS_BETTER`. 'matched_isotropic:X' is made for X, and 'matched_isotropic' for 'nfm'. No other init is
+    compared with them: their scale and spectrum are not its own. The better control is the one of higher mean
+    validation accuracy, so that the choice does not see the test set. Controls are compared with the baseline only.
+    Where baseline or controls are missing or share no seed with the initialisation, there is no such difference.
 
     Two families are corrected for in each setting: all differences from the baseline (those of controls too), and all
     from controls; one with a single seed has no verdict and does not count. So in a setting the chance of any false
@@ -77,26 +79,28 @@ def compare(
 
     Args:
       rows: of `results.csv`; `donor`, where there is such a column, is the seed of the recipient's donor.
-      baseline, controls: inits to compare with.
+      baseline: init to compare with.
+      controls: kinds of control, the part of their names before ':'.
       metric: what is compared.
       confidence: that all intervals of a family hold at once.
       variance: 'moderated' by the other rows of the family, or each row's 'own'.
       margin: the largest difference that does not matter, in the metric's units.
       donor_free: inits that use no donor; of two of these nothing is said about donors in general.
+      resolution: of the metric, 1 / number of test images; 0 where unknown (`Rule`).
 
     Raises:
       UserError: a value is missing or not finite, or a recipient is there twice.
     """
     rows = list(rows)
-    rule = Rule(confidence, variance, margin, higher_is_better(metric))
-    selection = _by_setting((row for row in rows if _is_control(row["init"], controls)), SELECTED_BY)
+    rule = Rule(confidence, variance, margin, higher_is_better(metric), resolution)
+    selection = _by_setting((row for row in rows if is_control(row["init"], controls)), SELECTED_BY)
     differences = []
     for setting, values in _by_setting(rows, metric).items():
         family = _Family(values, setting, rule, _donors(rows), donor_free)
         others = [init for init in values if init != baseline]
         differences += family.differences([(init, baseline) for init in others])
-        judged = {init: values[init] for init in others if not _is_control(init, controls)}
-        best = {init: _better_control(init, own, selection.get(setting, {}), controls) for init, own in judged.items()}
+        judged = {init: values[init] for init in others if not is_control(init, controls)}
+        best = {init: better_control(init, own, selection.get(setting, {}), controls) for init, own in judged.items()}
         differences += family.differences([(init, control) for init, control in best.items() if control])
     return differences
 
@@ -154,25 +158,6 @@ def _by_setting(rows: Iterable[Row], metric: str) -> dict[Setting, dict[str, ByS
             raise UserError(f"init {init!r}, seed {seed}: {metric} is {value}, wanted a finite number")
         values[seed] = float(value)
     return settings
-
-
-def _is_control(init: str, controls: Sequence[str]) -> bool:
-    """Whether an init is a control: by name, for an init ('matched_isotropic:X') or with options ('...@lsuv')."""
-    return init.partition("@")[0].partition(":")[0] in controls
-
-
-def _better_control(init: str, values: BySeed, selection: dict[str, BySeed], controls: Sequence[str]) -> str | None:
-    """The control of the highest mean validation accuracy over the seeds that it shares with the init.
-
-    An init that has controls of its own, such as 'matched_isotropic:X', is compared with those alone.
-    """
-    own = [name for name in (f"{control}:{init}" for control in controls) if name in selection]
-    means = {}
-    for name in own or [name for name in controls if name in selection]:
-        scores = [score for seed, score in selection[name].items() if seed in values]
-        if scores:
-            means[name] = math.fsum(scores) / len(scores)
-    return max(means, key=lambda name: means[name], default=None)
 
 
 def _donors(rows: Iterable[Row]) -> dict[int, int]:

@@ -30,13 +30,13 @@ class Summary:
       trains: 0 if every seed diverged or the mean accuracy is at chance.
       too_short: 1 if the mean accuracy is at chance, and so is that of every init that began there: then the runs were
         too short, or of a wrong learning rate, to tell an init that does not train from one that does.
-      test_accuracy: mean over seeds, with `low` and `high` its 95 % t interval.
+      test_accuracy: mean over seeds, with `low` and `high` its 95 % t interval, as far as it lies between 0 and 1.
       probe_accuracy: of a linear probe before training, mean over seeds.
       nearest_cosine: of new filters to the donor's nearest ones, mean over seeds.
       draw_seconds: that a start took, median over seeds, since the first one compiles.
       he_difference: mean of the paired differences from He, with the interval, verdict and equivalence of
         `statistics.compare`.
-      control: the better of the matched controls, with the same differences from it.
+      control: the matched control made for it, the better one of two, with the same differences from it.
       copy_recovered: (accuracy - He) / (copy of the donor - He).
       steps_to_he: median over seeds of the steps until validation reaches He's last accuracy of that seed; inf: never.
       seeds_for_one_point: seeds needed to see a difference of one point from He.
@@ -96,7 +96,7 @@ def summarise(results: Sequence[Row], curves: Curves, **judged: Any) -> list[Sum
     Args:
       results: rows of `results.csv`.
       curves: of their training.
-      judged: `variance`, `margin` and `donor_free` of `statistics.compare`.
+      judged: `variance`, `margin`, `resolution` and `donor_free` of `statistics.compare`.
     """
     groups: dict[tuple, list[Row]] = {}
     for row in results:
@@ -133,9 +133,13 @@ def summarise(results: Sequence[Row], curves: Curves, **judged: Any) -> list[Sum
 
 
 def _chance(curves: Curves) -> float:
-    """The accuracy of untrained networks, as measured: the median over recipients at step 0; 0 if unknown."""
-    starts = [start for start in map(_start, curves.values()) if start is not None and math.isfinite(start)]
-    return float(np.median(starts)) if starts else 0.0
+    """The accuracy of untrained networks, as measured: the median over recipients at step 0; 0 if unknown.
+
+    Where most recipients are copies that start far above chance, it is the median over He's recipients.
+    """
+    groups = curves, {recipient: curve for recipient, curve in curves.items() if recipient[0] == BASELINE}
+    starts = [[x for x in map(_start, own.values()) if x is not None and math.isfinite(x)] for own in groups]
+    return float(min((np.median(own) for own in starts if own), default=0.0))
 
 
 def _left_chance(rows: Sequence[Row], curves: Curves, chance: float) -> bool:
@@ -163,8 +167,8 @@ def _accuracy(rows: Sequence[Row], chance: float, told: bool) -> dict[str, Any]:
         "trains": int(not idle),
         "too_short": int(idle and diverged < len(rows) and not told),
         "test_accuracy": interval.mean,
-        "low": interval.low,
-        "high": interval.high,
+        "low": float(np.clip(interval.low, 0, 1)),
+        "high": float(np.clip(interval.high, 0, 1)),
     }
 
 

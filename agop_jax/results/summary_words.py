@@ -5,17 +5,43 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from agop_jax.results.moderation import RESOLUTION
+from agop_jax.results.resolution import (
+    Parts,
+    ceiling_words,
+    most_at_ceiling,
+    resolution_words,
+    size_in_points,
+    too_coarse,
+)
 from agop_jax.results.summary import BASELINE, Summary
 from agop_jax.results.tables import Setting
 from agop_jax.results.verdicts import POINT
 
-NBSP = "\N{NO-BREAK SPACE}"
+NBSP, TIMES = "\N{NO-BREAK SPACE}", "\N{MULTIPLICATION SIGN}"
 
 
 def setting_name(setting: Setting) -> str:
-    """Such as '500 images, width 1, 250 steps'."""
+    """Such as '500 images, width × 1, 250 steps'."""
     steps = f", {setting.budget:,} steps" if setting.budget else ""
-    return f"{setting.train_size:,} images, width {setting.width:g}{steps}"
+    return f"{setting.train_size:,} images, {width_factor(setting.width)}{steps}"
+
+
+def width_factor(width: float) -> str:
+    """Such as 'width × 1': a factor on the number of channels."""
+    return f"width {TIMES} {width:g}"
+
+
+def spread(line: Summary) -> str:
+    """The 95 % interval of an accuracy in per cent; '' for one seed."""
+    if not math.isfinite(line.high - line.low):
+        return ""
+    if line.high - line.low <= RESOLUTION:
+        return "in each seed"  # an interval without width would claim to know the mean
+    below, above = line.test_accuracy - line.low, line.high - line.test_accuracy
+    if abs(above - below) > RESOLUTION:  # cut off at 0 or 1
+        return f"{100 * line.low:.1f} to {100 * line.high:.1f}"
+    return f"± {100 * above:.1f}"
 
 
 def points(difference: float) -> str:
@@ -23,33 +49,39 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def in_words(lines: Sequence[Summary], margin: float = POINT) -> list[tuple[str, str]]:
+def in_words(lines: Sequence[Summary], margin: float = POINT, test_images: int = 0) -> Parts:
     """What one setting shows and does not show: (a few words that lead in, the rest of the sentence).
 
     Args:
       lines: of the setting.
       margin: the difference that does not matter, as a fraction.
+      test_images: of the test set, 0 where unknown.
     """
     trained = [line for line in lines if line.trains and line.init != BASELINE]
     parts = [
-        ("", _what_was_done(lines)),
+        *ceiling_words(lines, test_images),
+        ("", " ".join(filter(None, [_what_was_done(lines), resolution_words(test_images, margin)]))),
         *_verdicts("he", "He", trained),
         *_equivalences(trained, margin),
         *_over_donors(trained),
-        *_verdicts("control", "the better matched control", trained),
-        ("Better than He, but not than the control, so that scale or spectrum may explain it", _only_scale(trained)),
+        *_verdicts("control", "its matched control", trained),
+        ("Better than He, but not than its control, so that scale or spectrum may explain it", _only_scale(trained)),
         ("Did not train at all (diverged or stayed at chance)", _names(x for x in lines if not x.trains | x.too_short)),
         ("Too short to tell, since no init that began at chance has left it", _names(x for x in lines if x.too_short)),
-        ("", _power(trained)),
+        ("", "" if most_at_ceiling(lines, test_images) else _power(trained, test_images)),
     ]
     return [(lead, text) for lead, text in parts if text]
 
 
-def in_every_setting(lines: Sequence[Summary]) -> list[tuple[str, str]]:
-    """What holds in all of several settings: (a few words that lead in, the names of inits)."""
-    settings = {line.setting for line in lines}
-    parts = []
-    for prefix, against in (("he", "He"), ("control", "the better matched control")):
+def in_every_setting(lines: Sequence[Summary], margin: float = POINT, test_images: int = 0) -> Parts:
+    """What holds in all of several settings, `margin` and `test_images` as in `in_words`."""
+    settings = dict.fromkeys(line.setting for line in lines)
+    groups = {setting: [line for line in lines if line.setting == setting] for setting in settings}
+    full = [setting_name(setting) for setting, own in groups.items() if most_at_ceiling(own, test_images)]
+    easy = f"{'; '.join(full)}. There this task cannot tell most starts apart."
+    parts = [("At the ceiling", easy if full else ""), ("", resolution_words(test_images, margin))]
+    parts = [(lead, text) for lead, text in parts if text]
+    for prefix, against in (("he", "He"), ("control", "its matched control")):
         for verdict in ("better", "worse"):
             inits = [line.init for line in lines if line.trains and getattr(line, f"{prefix}_verdict") == verdict]
             names = [init for init in dict.fromkeys(inits) if inits.count(init) == len(settings)]
@@ -118,27 +150,32 @@ def _only_scale(lines: Sequence[Summary]) -> str:
     return _names(x for x in lines if x.he_verdict == "better" and x.control_verdict not in ("", "better"))
 
 
-def _power(lines: Sequence[Summary]) -> str:
+def _power(lines: Sequence[Summary], test_images: int) -> str:
     """How much a verdict of 'no difference seen' is worth."""
     if not any(line.he_verdict for line in lines):
         return ""
     if all(line.he_verdict in ("", "too few seeds") for line in lines):
         return "So few seeds support no conclusion about differences."
-    widths = [(line.he_high - line.he_low) / 2 for line in lines if math.isfinite(line.he_high - line.he_low)]
+    widths = [(line.he_high - line.he_low) / 2 for line in lines]
+    widths = [width for width in widths if width > RESOLUTION]  # not nan; and no width says that no spread was seen
     seeds = [line.seeds_for_one_point for line in lines if line.seeds_for_one_point is not None]
-    text = (
-        f"A difference from He is known here to about ±{100 * np.median(widths):.1f} points (median), so smaller ones"
-    )
-    text += " may well exist unseen."
-    return text + (f" To see one point would take about {np.median(seeds):.0f} seeds an init." if seeds else "")
+    text = ""
+    if widths:
+        width = size_in_points(float(np.median(widths)))
+        text = f"A difference from He is known here to about ±{width} points (median), so smaller ones may well exist"
+        text += " unseen."
+    if too_coarse(test_images):
+        return f"{text} To see one point takes more test images: more seeds would not do.".strip()
+    return (
+        text + (f" To see one point would take about {np.median(seeds):.0f} seeds an init." if seeds else "")
+    ).strip()
 
 
 def terminal_table(lines: Iterable[Summary]) -> str:
-    """A block a setting: mean test accuracy and half its 95 % interval in per cent, points from He, verdict."""
+    """A block a setting: mean test accuracy and its 95 % interval in per cent, points from He, verdict."""
     blocks: dict[Setting, list[tuple[str, ...]]] = {}
     for line in lines:
-        half = f" ± {50 * (line.high - line.low):.1f}" if math.isfinite(line.high - line.low) else ""
-        accuracy = f"{100 * line.test_accuracy:.1f}{half}"
+        accuracy = f"{100 * line.test_accuracy:.1f} {spread(line)}".strip()
         difference = points(line.he_difference) if line.trains and math.isfinite(line.he_difference) else ""
         verdict = line.he_verdict if line.trains else line.idle
         blocks.setdefault(line.setting, []).append((line.init, accuracy, str(line.n), difference, verdict))

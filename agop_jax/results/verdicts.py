@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from agop_jax.core.errors import UserError, unknown_name
 from agop_jax.results.intervals import NAN, Interval, seeds_to_see, student_test
-from agop_jax.results.moderation import Spread
+from agop_jax.results.moderation import RESOLUTION, Spread, constant
 from agop_jax.results.samples import Sample
 from agop_jax.results.tables import Setting
 
@@ -25,21 +25,30 @@ class Rule:
       variance: 'moderated' by the other rows of the family, or each row's 'own'.
       margin: the largest difference that does not matter, in the metric's units.
       higher_is_better: of the metric.
+      resolution: the least that the metric of one recipient can change by, 1 / number of test images for a test
+        accuracy; 0 where unknown. No smaller margin is judged.
 
     Raises:
-      UserError: an unknown variance, or a margin that is not above 0.
+      UserError: an unknown variance, a margin that is not above 0, or a resolution below 0.
     """
 
     confidence: float = 0.95
     variance: str = "moderated"
     margin: float = POINT
     higher_is_better: bool = True
+    resolution: float = 0.0
 
     def __post_init__(self) -> None:
         if self.variance not in VARIANCES:
             raise unknown_name("variance", self.variance, VARIANCES)
         if not 0 < self.margin < math.inf:
             raise UserError(f"margin: wanted a number above 0, got {self.margin}")
+        if not 0 <= self.resolution < math.inf:
+            raise UserError(f"resolution: wanted a number from 0 on, got {self.resolution}")
+
+    def resolves(self, difference: float) -> bool:
+        """Whether the metric of one recipient can change by as little as this."""
+        return difference >= self.resolution - RESOLUTION
 
 
 @dataclass(frozen=True)
@@ -72,11 +81,13 @@ class Difference:
         seen'; 'too few seeds' without an interval.
       seeds_for_one_point: paired seeds, in all, to see a true difference of `POINT` with probability `POWER` and the
         same correction. It takes the standard deviation of these n differences for the true one: with n = 5 the right
-        number may be 0.4 to 8 times it (chi-squared, 95 %). None if there is none: n = 1, or all differences the same.
+        number may be 0.4 to 8 times it (chi-squared, 95 %). None if there is none: n = 1, all differences the same, or
+        a resolution above `POINT`.
       equivalence: what the same interval says of the margin: 'equivalent' if it lies between minus the margin and the
         margin (two one-sided tests, Schuirmann 1987, J. Pharmacokinetics and Biopharmaceutics 15, 657), 'no worse' or
         'no better' if one side of the margin is excluded, else ''. Each one-sided test has half the level of the
-        interval, so these claims hold together with all verdicts.
+        interval, so these claims hold together with all verdicts. It says nothing of a margin below the resolution, nor
+        where neither init differs over seeds, as at a ceiling: then no spread was seen that could bound a difference.
       general: for donors in general.
     """
 
@@ -127,8 +138,10 @@ def paired_difference(
     spread, level = spread or sample.own_spread, (1 - rule.confidence) / comparisons
     interval, p_value = student_test(sample, spread, level)
     p_value = min(p_value * comparisons, 1.0)  # in this order nan stays nan
-    needed = None if sample.n == 1 or sample.constant else seeds_to_see(POINT, spread, sample.df, level)
-    parts = (p_value, verdict(interval, rule), needed, equivalence(interval, rule))
+    hopeless = sample.n == 1 or sample.constant or not rule.resolves(POINT)
+    needed = None if hopeless else seeds_to_see(POINT, spread, sample.df, level)
+    fixed = all(constant({seed: values[seed] for seed in sample.differences}) for values in (a, b))
+    parts = (p_value, verdict(interval, rule), needed, "" if fixed else equivalence(interval, rule))
     return Difference(init, against, *setting, interval.mean, interval.low, interval.high, interval.n, *parts)
 
 
@@ -142,6 +155,8 @@ def verdict(interval: Interval, rule: Rule) -> str:
 
 def equivalence(interval: Interval, rule: Rule) -> str:
     """What an interval says of the margin; '' where it says nothing."""
+    if not rule.resolves(rule.margin):
+        return ""
     above, below = interval.low > -rule.margin, interval.high < rule.margin  # nan: neither
     if not rule.higher_is_better:
         above, below = below, above

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from agop_jax.results.tables import (
     recipient_name,
     recipient_of,
 )
+from agop_jax.results.verdicts import POINT, VARIANCES
 
 Kernels = tuple[np.ndarray, np.ndarray]  # first layer before and after training, (kh, kw, cin, cout)
 
@@ -35,6 +37,7 @@ class Work:
     path: Path
     config: Row
     budget: int  # config.train.steps
+    data: Row  # of data.json
     environments: list[Row]
     results: list[Row]
     curves: Curves
@@ -47,6 +50,23 @@ class Work:
     ansatz: list[Row]
     gallery: list[Row]
     filters: dict[str, Kernels]
+
+    @property
+    def test_images(self) -> int:
+        """Of the recipients' test set; 0 where an older version has not written it."""
+        return int(self.data.get("images", {}).get("test", 0))
+
+    @property
+    def margin(self) -> float:
+        """The largest difference of accuracies that does not matter, as a fraction."""
+        return float(self.config.get("statistics", {}).get("margin", 1.0)) * POINT
+
+    @property
+    def judged(self) -> dict[str, Any]:
+        """Options of `statistics.compare`, as the config has them; versions before had no such section."""
+        variance = str(self.config.get("statistics", {}).get("variance", VARIANCES[0]))
+        resolution = 1 / self.test_images if self.test_images else 0.0
+        return {"variance": variance, "margin": self.margin, "resolution": resolution}
 
 
 def read_work(path: str | os.PathLike) -> Work:
@@ -62,6 +82,7 @@ def read_work(path: str | os.PathLike) -> Work:
         path=path,
         config=config,
         budget=budget,
+        data=read_json(path / "data.json") if (path / "data.json").exists() else {},
         environments=read_environments(path, rows),
         results=rows,
         curves={recipient_of(row): _optional_metrics(path, name(row)) for row in rows},
