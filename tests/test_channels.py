@@ -11,6 +11,8 @@ import pytest
 from flax import nnx
 
 import agop_jax
+from agop_jax.core.networks import open_network
+from agop_jax.features.taps import tap
 
 CLASSES, WIDTH = 3, 4
 
@@ -71,9 +73,12 @@ SAME = {
     "largest of all channels": lambda _, x, width: mean(x / (1 + x.max(-1, keepdims=True))),
     "gain of a statistic": lambda module, x, width: mean(x - x.mean(-1, keepdims=True) * gain(module, width)),
     "normalised, then flattened": lambda _, x, width: (x - x.mean((1, 2, 3), keepdims=True)).reshape(len(x), -1),
+    "stacked": lambda _, x, width: jnp.stack([mean(x), x.max((1, 2))], 1).reshape(len(x), -1),
+    "split and repeated": lambda _, x, width: mean(jnp.tile(jnp.split(x, 2, 1)[1], (1, 3, 1, 1))),
     "heads there and back": lambda _, x, width: mean(jnp.tanh(x.reshape(*x.shape[:3], 2, -1)).reshape(x.shape)),
 }
 A_SUM = "the layer itself, which reads a sum, mean or maximum over them"
+ANY = "'"  # whose operation has other names in other versions of JAX
 OF_A_SUM = ", which works on a sum, mean or maximum over channels"
 LOST = {  # sizes agree in every width, or seem to, and yet another function would come out: (what, where it is lost)
     "sum over channels": (lambda _, x, width: x.sum(-1).reshape(len(x), -1), A_SUM),
@@ -91,6 +96,9 @@ LOST = {  # sizes agree in every width, or seem to, and yet another function wou
     "gain in groups": (lambda module, x, width: mean((grouped(x) * gain(module, 2)).reshape(x.shape)), "'mul'"),
     "largest of groups": (lambda _, x, width: mean(grouped(x).max(-1)), "'reduce_sum' in Body" + OF_A_SUM),
     "gain of positions": (lambda module, x, width: x.reshape(len(x), -1) * gain(module, 36 * width), "'mul'"),
+    "stacked after channels": (lambda _, x, width: jnp.stack([mean(x)] * 2, -1).reshape(len(x), -1), ANY),
+    "split": (lambda _, x, width: jnp.split(mean(x), 2, 1)[0], ANY),
+    "repeated": (lambda _, x, width: jnp.repeat(mean(x), 2, 1), ANY),
     "channels first": (lambda _, x, width: jnp.moveaxis(x, -1, 1).reshape(len(x), -1), "'transpose'"),
 }
 
@@ -213,3 +221,29 @@ def test_a_narrower_copy_has_the_normalisation_of_its_channels():
             np.testing.assert_array_equal(copy[norm][leaf], donor[norm][leaf][np.array(kept)])
     np.testing.assert_array_equal(copy["Conv_0"]["kernel"], donor["Conv_0"]["kernel"][..., kept])
     np.testing.assert_array_equal(copy["Conv_1"]["kernel"], donor["Conv_1"]["kernel"][:, :, kept][..., kept])
+
+
+@pytest.mark.parametrize(
+    ("norm", "channelwise"),
+    [
+        (lambda: nn.BatchNorm(True), True),
+        (nn.InstanceNorm, True),
+        (nn.LayerNorm, False),
+        (nn.RMSNorm, False),
+        (lambda: nn.GroupNorm(2), False),
+        (lambda: by_hand, False),
+        (lambda: lambda x: x, False),
+    ],
+    ids=["BatchNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "GroupNorm", "groups by hand", "none"],
+)
+def test_only_a_norm_of_each_channel_takes_the_place_of_a_bias(norm, channelwise):
+    """A constant that is added to each channel vanishes behind it, so that a coupled fit may have an intercept."""
+
+    def body(module, x, width):
+        x = nn.Conv(width, (1, 1), use_bias=False)(x)
+        normalise = norm()
+        return normalise(module, x, width) if normalise is by_hand else mean(normalise(x))
+
+    model = Body(body)
+    network = open_network(model, jax.eval_shape(model.init, jax.random.key(0), images()))
+    assert tap(network, images()).has_channelwise_norm("Conv_1") == channelwise

@@ -16,7 +16,6 @@ from agop_jax.initializers.registry import get_method
 CLASSES = 3
 REFUSED = {  # channels that a copy to another width cannot follow
     "resnet20": "BasicBlock_3/Conv_0|BasicBlock_4/Conv_0",  # shortcuts padded with zeros
-    "alexnet": "Dense_0",  # adaptive pooling
     "vit_tiny": "ViTBlock_0/Dense_0",  # tokens joined to the image's
 }
 

@@ -77,6 +77,7 @@ CHANNELWISE = {"add", "add_any", "sub", "mul", "div", "max", "min"}  # by which 
 SAME_VALUES = {"convert_element_type", "copy", "stop_gradient"}
 REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min"}
 KEPT = {"reduce_window_max", "reduce_window_sum", "reduce_window", "pad", "slice", "dynamic_slice", "rev", "squeeze"}
+KEPT |= {"split", "tile"}
 LAYOUTS = {"reshape", "broadcast_in_dim", "transpose", "squeeze"}
 
 
@@ -95,7 +96,7 @@ def channels_of(eqn: Any, operands: Sequence[Operand], fed: bool) -> Channels:
         return lost or Lost(operation(eqn))
     if name in SAME_VALUES:
         return first.channels
-    if name == "concatenate":
+    if name in ("concatenate", "stack"):
         found = _joined(eqn, operands)
     elif name in ELEMENTWISE:
         found = _elementwise(name, shape, operands, fed)
@@ -119,7 +120,8 @@ def length(segments: Segments) -> int:
     return sum(count for _, count in segments)
 
 
-def _all(channels: Channels) -> Segments:
+def segments_of(channels: Channels) -> Segments:
+    """Of channels that are followed, in groups or not; else ()."""
     if isinstance(channels, Groups):
         return channels.segments
     return channels if isinstance(channels, tuple) else ()
@@ -150,11 +152,11 @@ def _reduced(eqn: Any, operand: Operand, axes: int) -> Channels:
         return operand.channels
     size = lambda axes: math.prod(operand.shape[axis] for axis in axes)
     counts = (size(across), size(over)) if eqn.primitive.name == "reduce_sum" else ()
-    return Statistic(length(_all(operand.channels)), counts)
+    return Statistic(length(segments_of(operand.channels)), counts)
 
 
 def _reshaped(operand: Operand, shape: tuple[int, ...]) -> Channels | None:
-    grouped, segments = isinstance(operand.channels, Groups), _all(operand.channels)
+    grouped, segments = isinstance(operand.channels, Groups), segments_of(operand.channels)
     number = length(segments)
     if shape and shape[-1] % number == 0:
         return segments
@@ -239,14 +241,16 @@ def _keeps_last(eqn: Any) -> bool:
         return eqn.params["window_dimensions"][-1] == 1
     if eqn.primitive.name == "pad":
         return eqn.params["padding_config"][-1] == (0, 0, 0)
-    return last not in (eqn.params.get("dimensions") or ())
+    return last not in (*(eqn.params.get("dimensions") or ()), eqn.params.get("axis"))
 
 
 def _joined(eqn: Any, operands: Sequence[Operand]) -> Segments | None:
     parts = [operand.channels for operand in operands if isinstance(operand.channels, tuple) and operand.channels]
     if len(parts) < len(operands):  # channels of constants belong to no layer
         return None
-    if eqn.params["dimension"] != len(operands[0].shape) - 1:
+    stacked = eqn.primitive.name == "stack"  # `jnp.stack` of newer versions of JAX
+    axis, last = eqn.params["axis" if stacked else "dimension"], len(operands[0].shape) - (0 if stacked else 1)
+    if axis != last:
         return parts[0] if len(set(parts)) == 1 else None
-    once = all(operand.shape[-1] == length(part) for operand, part in zip(operands, parts, strict=True))
+    once = not stacked and all(operand.shape[-1] == length(part) for operand, part in zip(operands, parts, strict=True))
     return tuple(segment for part in parts for segment in part) if once else None

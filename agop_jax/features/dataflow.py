@@ -12,7 +12,7 @@ from typing import Any
 from jax.extend import core
 
 from agop_jax.core.errors import UserError
-from agop_jax.features.channels import CHANNELWISE, Lost, Segments, Statistic, operation
+from agop_jax.features.channels import CHANNELWISE, Lost, Segments, Statistic, operation, segments_of
 from agop_jax.features.origins import (
     NOTHING,
     Origin,
@@ -50,6 +50,8 @@ class Dataflow:
       feeders: of each site, the products whose outputs come into it, in whatever order.
       companions: what works on the channels of one product alone, such as a normalisation: {(kind, index): place} with
         the kinds 'params' and 'others'.
+      normalised: products whose channels met a statistic over channels.
+      behind: those of the companions that came after that: of a LayerNorm, say, and not of a BatchNorm.
     """
 
     sizes: Sequence[int]
@@ -66,6 +68,8 @@ class Dataflow:
     lost: dict[str, str] = field(default_factory=dict)
     feeders: dict[str, frozenset[str]] = field(default_factory=dict)
     companions: dict[tuple[str, int], str] = field(default_factory=dict)
+    normalised: set[str] = field(default_factory=set)
+    behind: set[tuple[str, int]] = field(default_factory=set)
 
     def follow(self, jaxpr: core.Jaxpr, arguments: Sequence[Origin], scope: str = "", depth: int = 0) -> list[Origin]:
         """Origins of the results of a jaxpr."""
@@ -186,11 +190,14 @@ class Dataflow:
     def _note_companions(self, operands: list[Origin]) -> None:
         """Parameters on the channels of one product: on these themselves, or on a statistic that comes back to them."""
         for data, other in (operands, operands[::-1]):
-            segments = data.channels if isinstance(data.channels, tuple) else ()
-            if len(segments) == 1 and (place := segments[0][0]):
-                own = other.channels.own if isinstance(other.channels, Statistic) else leaves_of(other)
-                for leaf in own:
-                    self.companions.setdefault(leaf, place)
+            segments, statistic = segments_of(data.channels), isinstance(other.channels, Statistic)
+            if len(segments) != 1 or not (place := segments[0][0]):
+                continue
+            self.normalised |= {place} if statistic else set()
+            own = other.channels.own if isinstance(other.channels, Statistic) else leaves_of(other)
+            for leaf in own if isinstance(data.channels, tuple) else ():
+                self.companions.setdefault(leaf, place)
+                self.behind |= {leaf} if place in self.normalised else set()
 
     def _note_sum(self, operands: list[Origin]) -> None:
         if layers := frozenset().union(*(operand.layers for operand in operands)):

@@ -155,7 +155,7 @@ class Recipient:
         passes.reach_donor(path)
         sides = zip(passes.walks, passes.donors, strict=True)
         parts = [coupling.moments(walk.channels(), donor.channels(), path, site.groups) for walk, donor in sides]
-        shifts = site.bias is not None or bool(self._tapped.companions(path))
+        shifts = site.bias is not None or self._tapped.has_channelwise_norm(path)
         intercept = self.method.fit == "ridge" and shifts
         own = passes.of_chunks(parts, False), passes.of_chunks(parts, True)
         coupling.require_signal(path, own[0])
