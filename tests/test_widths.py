@@ -19,6 +19,7 @@ RECIPIENTS = {  # column: (width, kernel size, convolutions); the donor's are th
     "narrower": (2, 3, 2),
     "other kernel size": (4, 1, 2),
     "more layers": (4, 3, 3),
+    "fewer layers": (4, 3, 1),
 }
 
 
