@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.matrix import FeatureMatrix
 
 
@@ -222,3 +223,45 @@ def test_no_k_by_k_array_is_made(largest_intermediate, operation):
 def test_the_measure_of_intermediates_sees_a_dense_matrix(largest_intermediate):
     a = jnp.zeros((1000, 8))
     assert largest_intermediate(jax.jit(lambda a: FeatureMatrix.from_factor(a).dense().sum()), a) == 1_000_000
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_numpy_sees_the_matrix_itself(name, x64):
+    matrix = CASES[name]()
+    dense = np.asarray(matrix.dense())
+    np.testing.assert_array_equal(np.asarray(matrix), dense)
+    assert np.asarray(matrix).shape == matrix.shape == dense.shape
+    assert np.asarray(matrix).dtype == matrix.dtype == np.float64
+    assert np.asarray(matrix, np.float32).dtype == np.float32
+    np.testing.assert_array_equal(np.eye(matrix.size) @ matrix, dense)  # as numpy asks for it by itself
+    own = np.array(matrix)
+    own[:] = 0  # a copy, which can be written
+    np.testing.assert_array_equal(np.asarray(matrix), dense)
+    with pytest.raises(ValueError, match="always a copy"):
+        np.array(matrix, copy=False)
+    with pytest.raises(TypeError, match="'FeatureMatrix' and 'FeatureMatrix'"):
+        matrix * matrix  # neither the product of the matrices nor that of their entries
+
+
+def test_stacks_are_leading_axes_of_the_array():
+    matrix = low_rank(stack=(2, 3))
+    assert matrix.shape == np.asarray(matrix).shape == (2, 3, 6, 6)
+
+
+def test_entries_lie_in_the_order_of_the_kernel():
+    """Rows, columns, channels of a patch: W W^T summed over filters, entry by entry."""
+    kernel = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    layer = LayerFeatures(jnp.asarray(kernel), jnp.eye(5), 1, "conv")
+    expected = np.einsum("abcf,deuf->abcdeu", kernel, kernel)
+    np.testing.assert_allclose(np.asarray(layer.nfm).reshape(2, 3, 4, 2, 3, 4), expected, atol=1e-5)
+
+
+def test_features_are_shown_in_a_line_without_numbers():
+    layer = LayerFeatures(jnp.ones((3, 3, 4, 6)), jnp.eye(6), 16, "block/conv")
+    assert repr(layer) == "LayerFeatures('block/conv', kernel (3, 3, 4, 6), NFM and AGOP (36, 36), 16 examples)"
+    assert repr(layer.nfm) == "FeatureMatrix(shape (36, 36), rank 6, float32)"
+    assert repr(layer.nfm.add_floor(0.1)) == "FeatureMatrix(shape (36, 36), rank 6, float32, floor)"
+    grouped = LayerFeatures(jnp.ones((2, 3, 3, 4, 6)), jnp.ones((2, 3, 2, 2)), 1, "scan", groups=3, stacked=1)
+    assert "(2, 3, 36, 36)" in repr(grouped)
+    assert repr(grouped.nfm).startswith("FeatureMatrix(shape (2, 3, 36, 36)")
+    assert "NFM (36, 36)" in repr(layer.replace(matrices=("nfm",)))

@@ -1,7 +1,10 @@
 """Examples in batches of one shape, so that one compiled step serves them all."""
 
+import inspect
 import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -64,6 +67,24 @@ def num_examples(inputs: Any) -> int:
     if len(lengths) != 1 or None in lengths:
         raise UserError(f"inputs: needed arrays with one leading axis of examples, got the shapes {leaves}")
     return leaves[0][0]
+
+
+def warn_of_bytes(inputs: Any) -> None:
+    """Pictures as they are stored have whole numbers from 0 to 255, which few networks are trained on."""
+    if any(getattr(leaf, "dtype", None) == np.uint8 for leaf in jax.tree.leaves(inputs)):
+        warnings.warn(
+            "inputs of uint8: features are right only if the model normalises images itself; else normalise these as "
+            "in its training, such as (images / 255 - mean) / std",
+            UserWarning,
+            stacklevel=_caller(),
+        )
+
+
+def _caller() -> int:
+    """The stack level, as seen from whoever calls this, of the first function outside of the package."""
+    package = str(Path(__file__).parent.parent)
+    own = itertools.takewhile(lambda frame: frame.filename.startswith(package), inspect.stack(0)[1:])
+    return 1 + len(list(own))
 
 
 def _is_one_batch(inputs: Any) -> bool:

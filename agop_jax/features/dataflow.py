@@ -12,13 +12,13 @@ from typing import Any
 from jax.extend import core
 
 from agop_jax.core.errors import UserError
-from agop_jax.features.channels import Segments
+from agop_jax.features.channels import CHANNELWISE, Lost, Segments, Statistic, operation, segments_of
 from agop_jax.features.origins import (
-    CHANNELWISE,
     NOTHING,
     Origin,
     is_uneven,
     join,
+    leaves_of,
     literal_origin,
     recipe_of,
     result_of,
@@ -46,9 +46,12 @@ class Dataflow:
       stacks: the fewest scans that slice a parameter where it meets the inputs.
       closed_over: shapes of closed-over arrays that data is multiplied with.
       channels: of each site, the segments along the channels of its input; None where they are not known.
+      lost: of each site where they are not known, at what they were lost.
       feeders: of each site, the products whose outputs come into it, in whatever order.
       companions: what works on the channels of one product alone, such as a normalisation: {(kind, index): place} with
         the kinds 'params' and 'others'.
+      normalised: products whose channels met a statistic over channels.
+      behind: those of the companions that came after that: of a LayerNorm, say, and not of a BatchNorm.
     """
 
     sizes: Sequence[int]
@@ -62,8 +65,11 @@ class Dataflow:
     stacks: dict[int, int] = field(default_factory=dict)
     closed_over: set[tuple[int, ...]] = field(default_factory=set)
     channels: dict[str, Segments | None] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
     feeders: dict[str, frozenset[str]] = field(default_factory=dict)
     companions: dict[tuple[str, int], str] = field(default_factory=dict)
+    normalised: set[str] = field(default_factory=set)
+    behind: set[tuple[str, int]] = field(default_factory=set)
 
     def follow(self, jaxpr: core.Jaxpr, arguments: Sequence[Origin], scope: str = "", depth: int = 0) -> list[Origin]:
         """Origins of the results of a jaxpr."""
@@ -95,7 +101,8 @@ class Dataflow:
         return [result_of(eqn, operands, number) for number in range(len(eqn.outvars))]
 
     def _product(self, eqn: Any, operands: list[Origin], place: str, depth: int) -> Origin:
-        joined = replace(join(operands), layers=frozenset(), segments=None)
+        lost = next((o.channels for o in operands if isinstance(o.channels, Lost)), Lost(operation(eqn)))
+        joined = replace(join(operands), layers=frozenset(), channels=lost, number=None)
         side = next((i for i in (1, 0) if operands[i].is_kernel and operands[1 - i].inputs), None)
         unusual = eqn.primitive.name == CONVOLUTION and (side == 0 or eqn.params["batch_group_count"] > 1)
         if side is None or unusual:
@@ -103,7 +110,7 @@ class Dataflow:
             if any(operand.inputs for operand in operands):
                 sides = zip(eqn.invars, operands, strict=True)
                 self.closed_over.update(var.aval.shape for var, operand in sides if operand.closed_over)
-            return joined if joined.inputs else replace(joined, recipe=recipe_of(eqn, operands))
+            return joined if joined.inputs else replace(joined, channels=(), recipe=recipe_of(eqn, operands))
         kernel, shape = operands[side], eqn.invars[side].aval.shape
         leaf = max(sorted(kernel.params), key=lambda index: self.sizes[index])
         stack = tuple(sorted(kernel.stack))
@@ -111,11 +118,24 @@ class Dataflow:
         self.sites[place] = Site("", leaf, side, eqn.primitive.name, eqn.params, shape, depth, stack, unflattened)
         self.recipes[place], self.kernels[place] = hash((kernel.recipe, self.sites[place].geometry)), kernel.params
         site, data = self.sites[place], operands[1 - side]
-        self.channels[place] = data.segments if site.contracts_last(eqn.invars[1 - side].aval.ndim) else None
+        self._note_channels(place, data, site.contracts_last(eqn.invars[1 - side].aval.ndim))
         self.feeders[place], filters = data.feeders, eqn.outvars[0].aval.shape[-1]
-        segments = ((place, filters),) if site.filters_last() else None
+        channels = ((place, filters),) if site.filters_last() else Lost(operation(eqn))
         own = frozenset([place])
-        return replace(joined, layers=own, feeders=own, product=place, segments=segments)
+        return replace(joined, layers=own, feeders=own, product=place, channels=channels)
+
+    def _note_channels(self, place: str, data: Origin, last: bool) -> None:
+        known = last and isinstance(data.channels, tuple)
+        self.channels[place] = data.channels if known and isinstance(data.channels, tuple) else None
+        if isinstance(data.channels, Lost):
+            self.lost[place] = data.channels.operation
+        elif not last:
+            self.lost[place] = "the layer itself, which reads another axis than the last, or several"
+        elif not known:
+            statistic = isinstance(data.channels, Statistic)
+            self.lost[place] = (
+                f"the layer itself, which reads {'a sum, mean or maximum over them' if statistic else 'groups'}"
+            )
 
     def _call(self, eqn: Any, operands: list[Origin], place: str, depth: int) -> list[Origin]:
         return self._inside(place, lambda: self.follow(body_of(eqn).jaxpr, operands, f"{place}/", depth))
@@ -168,11 +188,16 @@ class Dataflow:
                 self.stacks[leaf] = min(self.stacks.get(leaf, len(operand.stack)), len(operand.stack))
 
     def _note_companions(self, operands: list[Origin]) -> None:
+        """Parameters on the channels of one product: on these themselves, or on a statistic that comes back to them."""
         for data, other in (operands, operands[::-1]):
-            if data.segments and len(data.segments) == 1 and data.segments[0][0] and not other.inputs:
-                leaves = [("params", leaf) for leaf in other.params] + [("others", leaf) for leaf in other.others]
-                for leaf in leaves:
-                    self.companions.setdefault(leaf, data.segments[0][0])
+            segments, statistic = segments_of(data.channels), isinstance(other.channels, Statistic)
+            if len(segments) != 1 or not (place := segments[0][0]):
+                continue
+            self.normalised |= {place} if statistic else set()
+            own = other.channels.own if isinstance(other.channels, Statistic) else leaves_of(other)
+            for leaf in own if isinstance(data.channels, tuple) else ():
+                self.companions.setdefault(leaf, place)
+                self.behind |= {leaf} if place in self.normalised else set()
 
     def _note_sum(self, operands: list[Origin]) -> None:
         if layers := frozenset().union(*(operand.layers for operand in operands)):

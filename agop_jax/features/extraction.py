@@ -13,7 +13,7 @@ from agop_jax.core.networks import open_network, path_name
 from agop_jax.core.progress import bar
 from agop_jax.core.types import Array, PRNGKey
 from agop_jax.features import grams
-from agop_jax.features.batches import Batch, BatchStream, labelled
+from agop_jax.features.batches import Batch, BatchStream, labelled, warn_of_bytes
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.steps import Steps, add, steps_of
 
@@ -46,8 +46,8 @@ def extract(
         own example only; the usual switches (`train`, `deterministic`, ...) are set to inference.
       variables: of a Linen module its parameters and statistics, of a function its parameters; of an NNX module None or
         an `nnx.State`, of an Equinox module None.
-      inputs: an array (n, ...) as the network expects it, or a dictionary of such; or an iterable of either, or of
-        (inputs, labels) pairs. Of several processes, each gives its own.
+      inputs: an array (n, ...) as the network expects it, images normalised as in its training; or a dictionary of
+        such; or an iterable of either, or of (inputs, labels) pairs. Of several processes, each gives its own.
       method: 'gram' (exact, one reverse pass an output), 'probe' (unbiased, `num_probes` reverse passes whatever the
         number of outputs) or 'patch_jacobian' (the definition, slow and memory-hungry, one layer after another).
       outputs: 'logits', a class index or several, 'loss' (cross-entropy with `labels`), or a function of what the model
@@ -106,6 +106,7 @@ class Extractor:
         stream = BatchStream(inputs, labels, batch_size, len(self._mesh.local_devices))
         self._batch_size, self.total, self._stream = stream.batch_size, stream.total, iter(stream)
         self._first = next(self._stream)
+        warn_of_bytes(self._first[0])
         self._steps = steps_of(self._network, self._first[0], outputs, self._mesh)
         self._kept: list[Batch] | None = None
 

@@ -1,5 +1,6 @@
 """What is known of one layer: its kernel and the gradients at its output. Everything else follows."""
 
+import math
 from collections.abc import Mapping
 from functools import cached_property, partial
 
@@ -55,6 +56,14 @@ class LayerFeatures:
     bias: Float[Array, "*scan cout"] | None = None
     companions: Mapping[str, Array] = struct.field(default_factory=dict)
     matrices: tuple[str, ...] = struct.field(pytree_node=False, default=())
+
+    def __repr__(self) -> str:
+        if not hasattr(self.kernel, "shape"):  # in a tree of something else than arrays
+            return object.__repr__(self)
+        matrices = " and ".join(name.upper() for name in self.matrices or ("nfm", "agop"))
+        stack, k = self.kernel.shape[: self.stacked], math.prod(self.kernel.shape[self.stacked : -1])
+        shape = (*stack, *([self.groups] if self.groups > 1 else []), k, k)
+        return f"LayerFeatures({self.path!r}, kernel {self.kernel.shape}, {matrices} {shape}, {self.count} examples)"
 
     def require(self, part: str) -> None:
         """Whether 'nfm', 'agop' or 'filters' are known of this layer.

@@ -4,10 +4,11 @@ NFM and AGOP have rank at most cout while they are k x k with k = kh * kw * cin,
 project asks of them (powers, traces, correlations, Gaussian samples) follows from a thin factorisation.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from agop_jax.core.types import Array, Float, PRNGKey
@@ -25,7 +26,9 @@ class Correlation(NamedTuple):
 
 @struct.dataclass
 class FeatureMatrix:
-    """The matrix `vectors @ diag(values) @ vectors.T + floor * I`, never formed unless `dense` is called.
+    """The matrix `vectors @ diag(values) @ vectors.T + floor * I`, never formed unless asked for.
+
+    `np.asarray(matrix)` and `matrix.dense()` form it. There is no arithmetic of two of these: take their arrays.
 
     Attributes:
       vectors: orthonormal columns, the eigenvectors.
@@ -38,6 +41,32 @@ class FeatureMatrix:
     vectors: Float[Array, "*stack k r"]
     values: Float[Array, "*stack r"]
     floor: Float[Array, "*stack"] | None = None
+
+    def __repr__(self) -> str:
+        if not hasattr(self.vectors, "shape"):  # in a tree of something else than arrays
+            return object.__repr__(self)
+        floor = "" if self.floor is None else ", floor"
+        return f"FeatureMatrix(shape {self.shape}, rank {self.vectors.shape[-1]}, {self.dtype}{floor})"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """`dense` as numpy asks for it: `np.asarray(matrix)`.
+
+        Raises:
+          ValueError: `copy=False`, since the k x k numbers are not stored.
+        """
+        if copy is False:
+            raise ValueError("a FeatureMatrix is kept in factors: an array of it is always a copy")
+        return np.array(self.dense(), dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(*stack, k, k), of the matrix itself."""
+        return (*self.vectors.shape[:-1], self.size)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the entries."""
+        return np.dtype(self.values.dtype)
 
     @classmethod
     def from_factor(cls, factor: Float[Array, "*stack k m"]) -> "FeatureMatrix":

@@ -1,17 +1,25 @@
 """What a value of a computation is made of, and what an operation makes of the origins of its operands."""
 
 import math
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from jax.extend import core
 
-from agop_jax.features.channels import Segments, segments_of
+from agop_jax.features.channels import Channels, Lost, Operand, Statistic, channels_of
 
 # after these a product is still the same numbers in another order or type
 LAYOUTS = {"reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "convert_element_type", "copy"}
-CHANNELWISE = {"add", "add_any", "sub", "mul", "div", "max", "min"}
+ARITHMETIC: dict[str, Callable[..., float]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "convert_element_type": float,
+    "broadcast_in_dim": float,
+}
 SAME_ORDER = {"reshape", "convert_element_type", "copy"}
 
 
@@ -28,10 +36,11 @@ class Origin:
       stack: scans, counted from outside, whose steps slice it.
       others: indices of the other variables in it, such as statistics.
       layers: products whose output channels it carries; the next product ends them.
-      segments: which channels lie along its last axis; () of what holds no inputs, None where that is not known.
+      channels: those in it, and where; () of what holds no inputs.
       product: the product that it is, rearranged at most.
       feeders: layers whose outputs reach it through no other layer, in whatever order.
       uneven: whether a constant in it has more than one entry along its last axis.
+      number: of a constant whose entries are all the same, their value if that is known.
     """
 
     params: frozenset[int] = frozenset()
@@ -42,10 +51,11 @@ class Origin:
     stack: frozenset[int] = frozenset()
     others: frozenset[int] = frozenset()
     layers: frozenset[str] = frozenset()
-    segments: Segments | None = ()
+    channels: Channels = ()
     product: str | None = None
     feeders: frozenset[str] = frozenset()
     uneven: bool = False
+    number: float | None = None
 
     @property
     def is_kernel(self) -> bool:
@@ -60,11 +70,14 @@ def result_of(eqn: Any, operands: list[Origin], number: int) -> Origin:
     """The origin of an equation's result of this number."""
     joined = join(operands)
     if joined.inputs:
-        own = _has_own_channels(eqn, operands, joined)
-        joined = replace(joined, segments=None if own else segments_of(eqn, [o.segments for o in operands]))
+        sides = [_operand(var, origin) for var, origin in zip(eqn.invars, operands, strict=True)]
+        channels = channels_of(eqn, sides, bool(joined.feeders))
+        layers = frozenset[str]() if isinstance(channels, Statistic) else joined.layers
+        joined = replace(joined, channels=channels, layers=layers)
     else:
         uneven = joined.uneven or eqn.primitive.name == "iota"
-        joined = replace(joined, recipe=hash((recipe_of(eqn, operands), number)), uneven=uneven)
+        recipe = hash((recipe_of(eqn, operands), number))
+        joined = replace(joined, recipe=recipe, uneven=uneven, number=_number(eqn, operands))
     if eqn.primitive.name not in LAYOUTS or len(operands) != 1:
         return joined
     joined = replace(joined, product=operands[0].product, closed_over=operands[0].closed_over)
@@ -75,17 +88,22 @@ def result_of(eqn: Any, operands: list[Origin], number: int) -> Origin:
     return joined
 
 
-def _has_own_channels(eqn: Any, operands: list[Origin], joined: Origin) -> bool:
-    """Whether something comes in that differs from channel to channel and is not copied along with a layer.
+def _operand(var: Any, origin: Origin) -> Operand:
+    return Operand(tuple(var.aval.shape), origin.channels, leaves_of(origin), origin.uneven, origin.number)
 
-    That is a constant, or a parameter that is no companion of one product.
-    """
-    channels, alone = eqn.outvars[0].aval.shape[-1:], [len(o.segments or ()) for o in operands if o.inputs] == [1]
-    known = alone and eqn.primitive.name in CHANNELWISE
-    own = lambda origin: origin.uneven or (bool(origin.params or origin.others) and not known)
-    sides = zip(eqn.invars, operands, strict=True)
-    places = [o for var, o in sides if not o.inputs and var.aval.shape[-1:] == channels != (1,)]
-    return bool(joined.feeders) and any(map(own, places))
+
+def leaves_of(origin: Origin) -> frozenset[tuple[str, int]]:
+    """The parameters and other variables in what holds no inputs."""
+    if origin.inputs:
+        return frozenset()
+    return frozenset(("params", n) for n in origin.params) | frozenset(("others", n) for n in origin.others)
+
+
+def _number(eqn: Any, operands: list[Origin]) -> float | None:
+    """The value of a constant such as the divisor of a mean, which may be the difference of two numbers."""
+    numbers, compute = [origin.number for origin in operands], ARITHMETIC.get(eqn.primitive.name)
+    known = compute is not None and all(number is not None for number in numbers)
+    return compute(*numbers) if compute is not None and known else None
 
 
 def is_uneven(var: Any) -> bool:
@@ -105,7 +123,9 @@ def recipe_of(eqn: Any, operands: list[Origin]) -> int:
 
 def literal_origin(literal: core.Literal) -> Origin:
     """The origin of a number that is written in the jaxpr."""
-    return Origin(recipe=hash((str(literal.aval), str(literal.val))), uneven=is_uneven(literal))
+    known = literal.aval.shape == () and np.isreal(literal.val)
+    number = float(np.real(literal.val)) if known else None
+    return Origin(recipe=hash((str(literal.aval), str(literal.val))), uneven=is_uneven(literal), number=number)
 
 
 def join(origins: Iterable[Origin]) -> Origin:
@@ -114,7 +134,8 @@ def join(origins: Iterable[Origin]) -> Origin:
     union = lambda name: frozenset().union(*(getattr(origin, name) for origin in origins))
     some = lambda name: any(getattr(origin, name) for origin in origins)
     recipe = origins[0].recipe if len({origin.recipe for origin in origins}) == 1 else 0
-    segments = {origin.segments for origin in origins if origin.segments != ()}
+    channels = list(dict.fromkeys(origin.channels for origin in origins if origin.channels != ()))
+    lost = next((part for part in channels if isinstance(part, Lost)), Lost("a union of several values"))
     return Origin(
         union("params"),
         some("inputs"),
@@ -124,7 +145,7 @@ def join(origins: Iterable[Origin]) -> Origin:
         layers=union("layers"),
         feeders=union("feeders"),
         uneven=some("uneven"),
-        segments=segments.pop() if len(segments) == 1 else None if segments else (),
+        channels=channels[0] if len(channels) == 1 else lost if channels else (),
     )
 
 

@@ -81,6 +81,10 @@ class Tapped:
             return None
         return leaves[site.bias].reshape(shape)
 
+    def has_channelwise_norm(self, layer: str) -> bool:
+        """Whether a normalisation works on each channel of a layer by itself, as BatchNorm does and LayerNorm not."""
+        return not set(self.companions(layer).values()) <= self.dataflow.behind
+
     def companions(self, layer: str) -> dict[str, tuple[str, int]]:
         """What works on the channels of a layer alone besides its bias, such as a normalisation.
 

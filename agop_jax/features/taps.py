@@ -18,6 +18,7 @@ from jax.extend import core
 from agop_jax.core.errors import UserError, first_line
 from agop_jax.core.networks import Cache, Network, signature
 from agop_jax.core.types import Array
+from agop_jax.features.channels import Lost
 from agop_jax.features.dataflow import Dataflow
 from agop_jax.features.evaluation import UNKNOWN, Evaluation, Record, Taps
 from agop_jax.features.origins import Origin
@@ -76,14 +77,34 @@ def _trace(network: Network, shapes: Any) -> tuple[core.ClosedJaxpr, Any]:
     except UserError:
         raise
     except Exception as error:  # whatever a stranger's model raises on inputs that it was not made for
-        inputs = jax.tree.map(jnp.shape, shapes[2])
-        where = f"inputs of shape {inputs}{_channels_first(inputs)}"
-        raise UserError(f"the model cannot be called on {where}: {first_line(error)}") from error
+        inputs, said = jax.tree.map(jnp.shape, shapes[2]), first_line(error)
+        hint = _leading_axis(network, shapes) or _channels_first(inputs) or _other_size(network, said)
+        raise UserError(f"the model cannot be called on inputs of shape {inputs}{hint}: {said}") from error
+
+
+def _leading_axis(network: Network, shapes: Any) -> str:
+    """Four axes are a batch of images: with a fifth, convolutions of Flax take them for several such batches."""
+    one = lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype)
+    if any(len(leaf.shape) > 3 for leaf in jax.tree.leaves(shapes[2])):
+        return ""
+    try:
+        jax.eval_shape(network.apply, *shapes[:2], jax.tree.map(one, shapes[2]))
+    except Exception:  # nor can it be called on these
+        return ""
+    return " (one example? inputs[None] has the leading axis of examples)"
 
 
 def _channels_first(shape: Any) -> str:
     if isinstance(shape, tuple) and len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] > 4:
         return " (channels first? inputs.transpose(0, 2, 3, 1) puts them last)"
+    return ""
+
+
+def _other_size(network: Network, said: str) -> str:
+    """A flattened image of another size meets a matrix of other rows, which JAX and Flax name by its shape."""
+    for path, leaf in zip(network.paths, jax.tree.leaves(network.params), strict=True):
+        if jnp.ndim(leaf) == 2 and f"({len(leaf)}," in said:
+            return f" (images of another size? {path!r} of shape {leaf.shape} takes {len(leaf)} numbers an example)"
     return ""
 
 
@@ -93,7 +114,8 @@ def _origins(params: Any, others: Any, inputs: Any) -> list[Origin]:
     others = jax.tree.leaves(others)
     marks += [Origin(others=frozenset([n]), recipe=hash(("other", n))) for n in range(len(others))]
     shapes = [leaf.shape for leaf in jax.tree.leaves(inputs)]
-    return marks + [Origin(inputs=True, segments=((None, shape[-1]),) if shape else None) for shape in shapes]
+    scalar = Lost("an input without axes")
+    return marks + [Origin(inputs=True, channels=((None, shape[-1]),) if shape else scalar) for shape in shapes]
 
 
 def name_layers(dataflow: Dataflow, paths: Sequence[str]) -> dict[str, Site]:

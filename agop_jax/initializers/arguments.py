@@ -53,7 +53,10 @@ def require_donor(name: str, method: Method, features: Any, donor: Any, inputs: 
         raise UserError(f"donor: needed Donor(model, variables, inputs), got {_described(donor)}")
     own, theirs = (len(jax.tree.leaves(batch)[0]) for batch in (inputs, donor.inputs))
     if own != theirs:
-        raise UserError(f"donor: needed the recipient's {own} inputs as the donor expects them, got {theirs}")
+        raise UserError(
+            f"donor: needed the same examples in Donor and in initialize, got {theirs} and {own}: pass the same batch "
+            "to both, each in the normalisation that its network expects"
+        )
 
 
 def require_filters(method: Method, features: Mapping[str, LayerFeatures]) -> None:

@@ -69,7 +69,7 @@ def _next_inputs(
 def _rectified(
     passes: Passes, path: str, states: Sequence[State], donor: LayerFeatures
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    normalised = bool(states[0].tapped.companions(path))
+    normalised = states[0].tapped.has_channelwise_norm(path)
     parts = []
     for state in states:
         products = passes.measure(path, outputs, state.variables)

@@ -97,6 +97,15 @@ class Mixture(NamedTuple):
         return single(filters.reshape(len(filters), -1)), single(bias.reshape(-1))
 
 
+def require_kernel_size(path: str, donor: tuple[int, ...], recipient: tuple[int, ...]) -> None:
+    """Whether only the channels of two kernels differ: a basis maps channels, not positions in a kernel."""
+    if donor[:-2] != recipient[:-2]:
+        raise UserError(
+            f"layer {path!r}: the donor's kernel is {donor}, the recipient's {recipient}: coupled methods need the "
+            "same kernel size, and take any number of channels; leave the layer out with layers=..."
+        )
+
+
 def moments(ours: Array, theirs: Array, layer: str, groups: int) -> Moments:
     """The moments of one chunk, from the recipient's and the donor's input of a layer, channels last.
 

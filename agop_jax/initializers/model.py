@@ -7,9 +7,12 @@ import jax
 from absl import logging
 
 from agop_jax.core import devices, trees
-from agop_jax.core.networks import open_network
+from agop_jax.core.errors import UserError
+from agop_jax.core.networks import Network, open_network
 from agop_jax.core.types import PRNGKey
+from agop_jax.features.batches import warn_of_bytes
 from agop_jax.features.layer import LayerFeatures
+from agop_jax.features.tapped import Tapped
 from agop_jax.features.taps import tap
 from agop_jax.initializers import arguments
 from agop_jax.initializers.copies import Copy
@@ -41,6 +44,9 @@ def initialize(
 ) -> Any:
     """The model with the kernels of the selected layers drawn anew: parameters in, parameters out.
 
+    By default these are all layers, the head included. `layers=` leaves the head out: 'Conv_.*' draws convolutions
+    alone, '(?!head).*' all layers whose names do not start with 'head'.
+
     Everything else stays as it is, so that recipients of the same variables and key differ in the selected layers
     alone, and methods can be compared in pairs. Copies also take over what works on the channels of the selected
     layers: biases, and scale, bias and statistics of normalisations.
@@ -52,7 +58,7 @@ def initialize(
       features: of the donor, by layer path; may be None for methods without a donor.
       method: a name in `INITIALIZERS`, with options if need be, or a `Method`.
       key: of the draws, or the seed of one.
-      layers: regular expression for the whole path of a layer.
+      layers: regular expression for the whole path of a layer; by default all of them, the head included.
       donor: the donor as a network, with the same examples as it expects them: for coupled methods.
 
     Returns:
@@ -91,13 +97,15 @@ def initialization(
     name, method = arguments.method_of(method)
     arguments.require_donor(name, method, features, donor, inputs)
     key = arguments.key_of(key)
+    if method.needs_examples:
+        warn_of_bytes(inputs)
     network = open_network(model, variables, apply_kwargs=apply_kwargs)
 
     def draw(method: Method) -> Recipient:
         own = donor if method.coupled else None
         passes = _passes(model, variables, inputs, own, apply_kwargs) if method.needs_examples else None
         if passes is None or isinstance(method.source, Copy):  # which takes over statistics that training does not use
-            tapped = tap(network, jax.tree.map(lambda leaf: leaf[:1], inputs))
+            tapped = _tapped(network, inputs)
         else:
             tapped = passes.walks[0].tapped
         state, chosen = State(tapped, network.params, network.others), tuple(trees.select(tapped.layers, layers))
@@ -107,6 +115,14 @@ def initialization(
     if method.matched is not None:
         recipient.match(draw(method.matched).kernels())
     return Initialization(network.rebuild(*recipient.state.variables), recipient.explained_variance)
+
+
+def _tapped(network: Network, inputs: Any) -> Tapped:
+    """One example is enough; where the model cannot be called on it, the error is that of all inputs' shape."""
+    try:
+        return tap(network, jax.tree.map(lambda leaf: leaf[:1], inputs))
+    except UserError:
+        return tap(network, inputs)
 
 
 def _passes(model: Any, variables: Any, inputs: Any, donor: Donor | None, apply_kwargs: Any) -> Passes:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,11 +57,20 @@ class Plan:
             ours += count
         rows, own = layer.kernel.size // layer.kernel.shape[-1], int(np.prod(shape[:-1]))
         if not ours or site.groups > 1 or site.stacked or own % ours or own // ours * sum(sizes) != rows:
-            raise UserError(
-                f"layer {path!r}: a copy to another width needs to know which channels come into it, and cannot tell: "
-                "leave the layer out with layers=..., or copy to the donor's width"
-            )
+            raise self._refusal(path)
         return self.source.blocks(parts, sizes, own // ours)
+
+    def _refusal(self, path: str) -> UserError:
+        site, lost = self.tapped.first(path), self.tapped.dataflow.lost.get(self.tapped.layers[path][0])
+        other = "" if site.stacked else "draw it with 'selected', "  # which takes no scans and heads either
+        if site.groups > 1 or site.stacked:
+            cause = f"and it has {'groups' if site.groups > 1 else 'a matrix for each step or head'}"
+        else:
+            cause = f"and they are lost at {lost}" if lost else "and the donor's layer has other ones"
+        return UserError(
+            f"layer {path!r}: a copy to another width needs to know which channels come into it, {cause}: "
+            f"{other}leave the layer out with layers=..., or copy to the donor's width"
+        )
 
     def with_channels(self, state: State, path: str) -> State:
         """The state with the donor's bias and normalisation of a layer, without which a copy is another function.
@@ -79,7 +89,7 @@ class Plan:
         biased = state.biased | ({path} if site.bias is not None else set())
         return replace(state, params=params, others=others, biased=biased)
 
-    def _put(self, leaves: list[Array], index: int, values: Array, path: str) -> None:
+    def _put(self, leaves: list[Any], index: int, values: Array, path: str) -> None:
         leaf, donor = leaves[index], values.shape[-1]
         columns = self.columns(path, leaf.size * donor // values.size)
         leaves[index] = self.source.channels_of(values, columns).reshape(leaf.shape).astype(leaf.dtype)

@@ -129,6 +129,7 @@ class Recipient:
     def _coupled(self, path: str, shape: tuple[int, ...]) -> tuple[Array, Array]:
         """Layers of one residual stream share their mixing, unless the method says otherwise."""
         method, layer, stream = self.method, donor_layer(self.features, path), self._stream(path)
+        coupling.require_kernel_size(path, layer.kernel.shape, shape)
         fit = self._fit(path)
         own_key, mixing_key = (jax.random.split(self._key(name))[i] for i, name in enumerate((path, stream)))
         shuffle_key, basis_key = jax.random.split(own_key)
@@ -154,7 +155,7 @@ class Recipient:
         passes.reach_donor(path)
         sides = zip(passes.walks, passes.donors, strict=True)
         parts = [coupling.moments(walk.channels(), donor.channels(), path, site.groups) for walk, donor in sides]
-        shifts = site.bias is not None or bool(self._tapped.companions(path))
+        shifts = site.bias is not None or self._tapped.has_channelwise_norm(path)
         intercept = self.method.fit == "ridge" and shifts
         own = passes.of_chunks(parts, False), passes.of_chunks(parts, True)
         coupling.require_signal(path, own[0])

@@ -163,9 +163,9 @@ def check_fit(layer: LayerFeatures, shape: Sequence[int]) -> None:
     donor_patch, patch = layer.kernel.shape[:-1], tuple(shape[:-1])
     if patch != donor_patch:
         raise UserError(
-            f"layer {layer.path!r}: the donor's kernel is {layer.kernel.shape}, so the recipient's must be "
-            f"{(*donor_patch, 'any')}, got {tuple(shape)}: match its kernel size and input channels, or leave "
-            "the layer out"
+            f"layer {layer.path!r}: the donor's kernel is {layer.kernel.shape}, the recipient's {tuple(shape)}: this "
+            "method needs the same kernel size and input channels, and takes any number of filters; 'selected' and the "
+            "copies to another width take other channels; or leave the layer out with layers=..."
         )
     if shape[-1] % layer.groups:
         raise UserError(f"layer {layer.path!r}: wanted a multiple of {layer.groups} filters, got {shape[-1]}")
