@@ -228,3 +228,11 @@ def test_registry_describes_every_name_in_one_line():
         assert description
         assert "\n" not in description
         assert get_method(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "uses"), [("convrfm@lsuv", False), ("whitened", False), ("lsuv", False), ("nfm", True), ("copy", True)]
+)
+def test_which_methods_a_donor_influences(name, uses):
+    """Recursive feature machines learn from the recipient's own images and labels."""
+    assert get_method(name).uses_donor == uses

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 from agop_jax.core.errors import UserError
 from agop_jax.core.types import Kernel, PRNGKey
 from agop_jax.features.layer import LayerFeatures
-from agop_jax.initializers.methods import Method
-from agop_jax.initializers.registry import register_method
 from agop_jax.initializers.sources import KernelInit
 
 
@@ -30,8 +28,3 @@ class Drawn:
             return layer.kernel.astype(dtype)
 
         return init
-
-
-register_method(
-    "convrfm", Method("N(0, M), M the AGOP of a deep convolutional recursive feature machine on its images", Drawn())
-)

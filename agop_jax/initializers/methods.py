@@ -12,6 +12,7 @@ from jax.nn import initializers as jinit
 from agop_jax.core.errors import UserError
 from agop_jax.core.types import Kernel, PRNGKey
 from agop_jax.initializers.copies import Copy
+from agop_jax.initializers.drawn import Drawn
 from agop_jax.initializers.sources import Covariance, Plain, Spatial
 from agop_jax.initializers.whitening import Whitened
 
@@ -72,7 +73,8 @@ class Method:
     @property
     def uses_donor(self) -> bool:
         """Whether a donor has any influence on it, if only on its scale."""
-        return self.needs_donor or self.needs_network or self.matched is not None
+        own = self.needs_network or (self.needs_donor and not isinstance(self.source, Drawn))
+        return own or (self.matched is not None and self.matched.uses_donor)
 
     @property
     def needs_examples(self) -> bool:
@@ -157,6 +159,9 @@ METHODS: dict[str, Method] = {
         lsuv=True,
         first=True,
         rest=ORTHOGONAL,
+    ),
+    "convrfm": Method(
+        "N(0, M), M the AGOP of a deep convolutional recursive feature machine on its images; no donor", Drawn()
     ),
     "coupled_nfm": Method("NFM, the donor's basis carried from layer to layer, lsuv", HE_NFM, lsuv=True, coupled=True),
     "coupled_agop": Method(
