@@ -192,8 +192,8 @@ def test_closure_in_a_module_equals_its_own_call(donor_features):
         (Net(), "matched_spectrum:zeros", ".*", "method to control.*he_agop"),
         (Net(), "nfm", "conv.*", r"matches no layer\. Layers: Conv_0, Conv_1, Dense_0"),
         (Net(), "nfm", "Conv_(", "not a regular expression"),
-        (Net(width=16), "nfm", ".*", r"layer 'Conv_1'.*\(3, 3, 8, 8\).*got \(3, 3, 16, 8\)"),
-        (Net(kernel=5), "nfm", ".*", r"layer 'Conv_0'.*got \(5, 5, 3, 8\)"),
+        (Net(width=16), "nfm", ".*", r"layer 'Conv_1'.*\(3, 3, 8, 8\).*recipient's \(3, 3, 16, 8\)"),
+        (Net(kernel=5), "nfm", ".*", r"layer 'Conv_0'.*recipient's \(5, 5, 3, 8\)"),
         (Net(width=2), "delta_orthogonal", "Conv_0", "layer 'Conv_0'.*at least as many filters"),
     ],
 )
