@@ -70,3 +70,12 @@ def test_what_is_kept_of_a_run(tmp_path):
     evidence.keep(run.parent, tmp_path / "kept")
     files = {str(path.relative_to(run)) for path in run.rglob("*.*")} - {"report.html"}
     assert {str(path.relative_to(tmp_path / "kept" / "one")) for path in (tmp_path / "kept").rglob("*.*")} == files
+
+
+def test_configs_say_which_of_them_have_run():
+    for path in sorted((ROOT / "configs" / "study").glob("*.py")):
+        if "get_config" in (text := path.read_text()):
+            assert "Cost:     " in text
+            result = re.search("Result:   (.*)", text)
+            assert result
+            assert result[1] == ("docs/evidence.md" if (KEPT / path.stem).exists() else "none yet")

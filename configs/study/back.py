@@ -1,6 +1,8 @@
 """From CIFAR-10 to 2,000 images of CIFAR-100: does a donor of fewer classes serve as well?
 
 Command:  python -m agop_jax.main --config=configs/study/back.py --workdir=runs/study/back
+Cost:     about an hour on one CPU core: 3 donors and some 360 runs of 250 steps.
+Result:   none yet
 """
 
 import ml_collections

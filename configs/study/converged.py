@@ -2,6 +2,8 @@
 
 Command:  python -m agop_jax.main --config=configs/study/converged.py --workdir=runs/study/converged
           1,000 steps are 128 times all images; `transfer_500` is the same at 250 steps.
+Cost:     about 90 minutes on one CPU core: 3 donors and some 145 runs of 1,000 steps.
+Result:   none yet
 """
 
 import ml_collections

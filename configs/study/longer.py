@@ -2,6 +2,8 @@
 
 Command:  python -m agop_jax.main --config=configs/study/longer.py --workdir=runs/study/longer
           1,000 steps with a schedule and a choice of rates of their own; `transfer_2000` is the same at 250 steps.
+Cost:     about 90 minutes on one CPU core: 3 donors and some 145 runs of 1,000 steps.
+Result:   none yet
 """
 
 import ml_collections

@@ -2,6 +2,8 @@
 
 Command:  python -m agop_jax.main --config=configs/study/mnist.py --workdir=runs/study/mnist
           The donor sees CIFAR-10 in colour, the recipients grey digits as three equal channels.
+Cost:     about an hour on one CPU core: 3 donors and some 360 runs of 250 steps.
+Result:   none yet
 """
 
 import ml_collections

@@ -3,6 +3,8 @@
 Command:  python -m agop_jax.main --config=configs/study/rainbow_mixing.py --workdir=runs/study/rainbow_mixing
           White et al. report that Rainbow sampling fails on ResNet-18. One donor, 5 seeds; the linear probe before
           training is in results.csv.
+Cost:     about 45 minutes on one CPU core: a donor and some 55 runs of 250 steps.
+Result:   none yet
 """
 
 import ml_collections
