@@ -103,7 +103,7 @@ def tally(columns: Sequence[Column], init: str) -> str:
     means = [one.mean for one in differences]
     mean, low, high = (points(value) for value in (sum(means) / len(means), min(means), max(means)))
     return (
-        f"is clearly better in {better} and clearly worse in {worse} of {len(means)} settings: {mean} on average, "
+        f"is better in {better or 'none'} of {len(means)} settings and worse in {worse or 'none'}: {mean} on average, "
         f"{low} to {high}"
     )
 
