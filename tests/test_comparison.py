@@ -175,6 +175,8 @@ def test_a_name_says_what_differs_and_nothing_else():
     assert names(plain, plain, budgets=[250, 1000]) == ["250 steps", "1,000 steps"]
     adamw = Config(train=Settings(steps=250, optimizer="adamw", batch_size=32))
     assert names(Config(train=Settings(steps=250)), adamw) == ["sgd, batch_size 64", "adamw, batch_size 32"]
+    decay = Config(train=Settings(steps=250, optimizer="adamw", weight_decay=0.01))
+    assert names(Config(train=Settings(steps=250)), decay) == ["sgd", "adamw (decay 0.01)"]
     other = Config(donor=DonorConfig(data="npz:/data/cifar100.npz", train=Settings(steps=40)))
     assert names(plain, other) == ["digits, donor 400 steps", "cifar100 → digits, donor 40 steps"]
     control = Config(donor=DonorConfig(random_labels=True))

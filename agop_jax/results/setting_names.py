@@ -31,6 +31,7 @@ UNTOLD = (
     "model",
     "train.steps",
     "train.optimizer",
+    "train.weight_decay",
 )
 
 
@@ -45,7 +46,7 @@ def facts(config: Mapping[str, Any], setting: Setting) -> Facts:
         "images": f"n = {setting.train_size:,}",
         "width": width_factor(setting.width),
         "budget": f"{setting.budget:,} steps",
-        "optimizer": str(train.get("optimizer", "sgd")),
+        "optimizer": _optimizer(train),
     }
     other = {name: _value(value) for name, value in _flat(config).items() if not _untold(name)}
     return told | {name: f"{_field(name)} {value}" for name, value in other.items()}
@@ -92,6 +93,12 @@ def donor_name(donor: Mapping[str, Any]) -> str:
         return f"donor {donor['source']}"
     labels = " on random labels" if donor.get("random_labels") else ""
     return f"donor {donor.get('train', {}).get('steps', 0):,} steps{labels}"
+
+
+def _optimizer(train: Mapping[str, Any]) -> str:
+    """Such as 'sgd' or 'adamw (decay 0.01)'."""
+    name, decay = str(train.get("optimizer", "sgd")), float(train.get("weight_decay", 0.0))
+    return f"{name} (decay {decay:g})" if decay else name
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
