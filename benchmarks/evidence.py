@@ -27,7 +27,7 @@ FIRST = "transfer_2000"  # the setting of which the others are variations
 MIXING = "rainbow_mixing"  # a question of its own
 KEPT = ("config.json", "results.csv", "learning_rates.csv", "donor.json", "environments.jsonl")
 TOLD = {  # in the README: an init, and what leads to it
-    "copy": "**Copy where shapes allow**: `copy`",
+    "copy": "**Copy a well-trained donor where shapes allow**: `copy`",
     "selected": "**For new filters of a donor, select**: `selected`",
     "whitened": "**Without a donor, whiten**: `whitened`, which needs a few unlabelled images,",
     "nfm": "**Drawing each layer on its own from the NFM does not help**: `nfm`",

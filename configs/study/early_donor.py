@@ -2,7 +2,7 @@
 
 Command:  python -m agop_jax.main --config=configs/study/early_donor.py --workdir=runs/study/early_donor
 Cost:     about 25 minutes on one CPU core: some 145 runs of 250 steps.
-Result:   none yet
+Result:   docs/evidence.md
 """
 
 import ml_collections
