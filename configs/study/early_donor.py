@@ -1,7 +1,7 @@
 """From CIFAR-100 to 2,000 images of CIFAR-10: how much does a donor give after a tenth of its training?
 
 Command:  python -m agop_jax.main --config=configs/study/early_donor.py --workdir=runs/study/early_donor
-Cost:     about 25 minutes on one CPU core: some 145 runs of 250 steps.
+Cost:     25 minutes on one of two CPU cores, with other jobs beside it: 3 donors and some 145 runs of 250 steps.
 Result:   docs/evidence.md
 """
 
