@@ -169,14 +169,7 @@ def _share(interval: Interval | None) -> str:
 def mixing_table(run: Run) -> str:
     """Probe before training and accuracy after it, by how the layers of one stream are mixed."""
     lines = summary.summarise(run.work.results, run.work.curves)
-    rows = [
-        [
-            f"`{line.init}`",
-            f"{100 * line.probe_accuracy:.1f}",
-            _accuracy(line),
-        ]
-        for line in lines
-    ]
+    rows = [[f"`{line.init}`", f"{100 * line.probe_accuracy:.1f}", _accuracy(line)] for line in lines]
     return _table(["`rainbow_mixing`", "probe before training, %", "test accuracy, %"], rows)
 
 

@@ -19,7 +19,7 @@ Result:   test accuracy in %, mean and 95 % t interval of 8 paired seeds; differ
               he_nfm                16.6 +- 2.7   -61.6  worse
 
           Where no verdict stands no difference is seen. One donor, one small network, one easy task: it shows what the
-          program tells, and configs/cifar_transfer.py is the evidence.
+          program tells, and docs/evidence.md is the evidence.
 """
 
 import ml_collections

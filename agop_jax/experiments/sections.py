@@ -224,7 +224,8 @@ class RecipientConfig(Section):
             "numbers of training steps, none of them twice",
         )
         require_numbers("recipients", self, ("devices", "probe", "outer_rates"), 0)
-        require("recipients.outer_rates", self.outer_rates, len(rates) > 1 or not self.outer_rates, _NO_GRID)
+        no_grid = "0 where learning_rates has one rate: two or more tell how far apart rates are"
+        require("recipients.outer_rates", self.outer_rates, len(rates) > 1 or not self.outer_rates, no_grid)
         require_numbers("recipients", self, ("num_images",), 1)
 
 
@@ -239,9 +240,6 @@ class StatisticsConfig(Section):
         if self.variance not in VARIANCES:
             raise unknown_name("config.statistics.variance", self.variance, VARIANCES)
         require("statistics.margin", self.margin, _is_rate(self.margin), "a number above 0")
-
-
-_NO_GRID = "0 where learning_rates has one rate: two or more tell how far apart rates are"
 
 
 def _is_rate(number: float) -> bool:
