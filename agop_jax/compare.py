@@ -5,13 +5,12 @@ RUN is the work directory of a finished experiment. DIR gets comparison.html, it
 
 import argparse
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
 from agop_jax.core.errors import UserError
 from agop_jax.experiments.workdir import local_directory
-from agop_jax.initializers.registry import get_method
+from agop_jax.initializers.registry import donor_free
 from agop_jax.results.comparison import write_comparison
 from agop_jax.results.runs import read_runs
 
@@ -40,19 +39,6 @@ def compare(paths: list[str], out: str) -> Path:
     if (folder / "config.json").exists():
         raise UserError(f"--out: {str(folder)!r} is a work directory, with a page of its own: choose another folder")
     return write_comparison(runs, folder, donor_free({row["init"] for run in runs for row in run.work.results}))
-
-
-def donor_free(inits: Iterable[str]) -> set[str]:
-    """Those on which no donor has any influence; a method that is not registered here may have any."""
-    names = set()
-    for init in inits:
-        try:
-            method = get_method(init)
-        except UserError:
-            continue
-        if not method.uses_donor:
-            names.add(init)
-    return names
 
 
 if __name__ == "__main__":

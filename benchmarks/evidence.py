@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from agop_jax.compare import donor_free
 from agop_jax.core.errors import UserError
+from agop_jax.initializers.registry import donor_free
 from agop_jax.results import comparison, figures, matrix, summary
 from agop_jax.results.comparison_figures import MARKS
 from agop_jax.results.intervals import Interval

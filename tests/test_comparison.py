@@ -16,6 +16,7 @@ from agop_jax.core import files
 from agop_jax.experiments.experiment import run
 from agop_jax.experiments.sections import DonorConfig, ModelConfig, RecipientConfig
 from agop_jax.experiments.settings import Config
+from agop_jax.initializers.registry import donor_free
 from agop_jax.results import setting_names, tables
 from agop_jax.results.bootstrap import Task, common_inits, improvement_probability, mean_ranks
 from agop_jax.results.tables import Setting
@@ -256,7 +257,7 @@ def test_one_run_without_lsuv_or_copy(tmp_path):
 
 
 def test_a_method_of_ones_own_may_use_a_donor():
-    assert compare.donor_free([HE, "lsuv", "whitened", "copy", "nobody_knows_me"]) == {HE, "lsuv", "whitened"}
+    assert donor_free([HE, "lsuv", "whitened", "copy", "nobody_knows_me"]) == {HE, "lsuv", "whitened"}
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

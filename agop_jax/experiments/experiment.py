@@ -35,7 +35,7 @@ from agop_jax.experiments.sweep import Sweep
 from agop_jax.experiments.trackers import track, tracker
 from agop_jax.experiments.workdir import DONOR, FEATURES, SPECTRA
 from agop_jax.initializers.coupling import POOR_FIT
-from agop_jax.initializers.registry import Method, description, get_method
+from agop_jax.initializers.registry import Method, description, donor_free, get_method
 from agop_jax.results import page
 from agop_jax.training.resumable import stoppable
 
@@ -85,7 +85,7 @@ def run_config(config: Config, path: Path) -> str:
             Sweep(path, config, recipient_data, _for_recipients(config, donors), environment).run()
         summary = f"Done in {path}: {', '.join(stages)}"
         if "report" in stages and hosts.is_first():
-            summary = page.write_report(path, description, POOR_FIT, donor_free(config))
+            summary = page.write_report(path, description, POOR_FIT, donor_free(config.recipients.inits))
             if module:
                 track(module, path)
         hosts.wait("done")  # who leaves first would take the others along
@@ -116,11 +116,6 @@ def _for_recipients(
 def methods(config: Config) -> list[Method]:
     """Those of the inits."""
     return [get_method(init) for init in config.recipients.inits]
-
-
-def donor_free(config: Config) -> set[str]:
-    """The inits on which no donor has any influence, not even on their scale."""
-    return {init for init in config.recipients.inits if not get_method(init).uses_donor}
 
 
 def load_data(config: Config, name: str) -> Dataset:

@@ -7,7 +7,7 @@ Names may carry options, which are the axes of the product space:
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from agop_jax.core.errors import UserError, unknown_name
@@ -100,6 +100,19 @@ def description(name: str) -> str:
         return get_method(name).description
     except UserError:
         return ""
+
+
+def donor_free(names: Iterable[str]) -> set[str]:
+    """Those on which no donor has any influence; a method that is not registered here may have any."""
+    free = set()
+    for name in names:
+        try:
+            method = get_method(name)
+        except UserError:
+            continue
+        if not method.uses_donor:
+            free.add(name)
+    return free
 
 
 def _option_words(option: str) -> str:
