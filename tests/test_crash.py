@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forked import Program
 
 from agop_jax import models
 from agop_jax.core import arrays
@@ -28,13 +29,12 @@ from agop_jax.training import Settings, Trainer
 from agop_jax.training.device_data import DeviceData
 from agop_jax.training.resumable import Stopped, stoppable, train_resumable
 
-ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("AGOP_JAX_KILLS", "2"))
 KILLS_A_SWEEP = 4  # more of them find a sweep that is done
 TIMED = ("seconds", "images_per_second", "draw_seconds")  # wall clock, the only columns that may differ
 
 
-def command(workdir: Path) -> list[str]:
+def start(workdir: Path) -> Program:
     overrides = {
         "recipients.inits": "('kaiming_normal','coupled_nfm@untrained')",
         "recipients.learning_rates": "(0.05,0.1)",
@@ -45,13 +45,13 @@ def command(workdir: Path) -> list[str]:
         "pictures.layers": "Conv_0",
     }
     flags = [f"--config.{name}={value}" for name, value in overrides.items()]
-    program = [sys.executable, "-m", "agop_jax.main", "--config=configs/digits.py:quick", f"--workdir={workdir}"]
-    return program + flags
+    return Program("--config=configs/digits.py:quick", f"--workdir={workdir}", *flags)
 
 
 def finish(workdir: Path) -> None:
-    done = subprocess.run(command(workdir), cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    process = start(workdir)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors[-2000:]
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -90,7 +90,7 @@ def stage(workdir: Path) -> str:
 
 def kill_at(workdir: Path, seconds: float) -> bool:
     """Kill -9 so long after the start; whether there was something left to kill."""
-    process = subprocess.Popen(command(workdir), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(workdir)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
     alive = process.poll() is None
@@ -101,7 +101,7 @@ def kill_at(workdir: Path, seconds: float) -> bool:
 
 @pytest.mark.slow
 def test_killed_at_random_moments(uninterrupted, tmp_path, record_testsuite_property):
-    """Kill -9 from the first import to the last recipient: in donor training, extraction, saving, recipients."""
+    """Kill -9 from the start to the last recipient: in donor training, extraction, saving, recipients."""
     wanted, seconds = uninterrupted
     moments, killed = random.Random(0), []
     for number in itertools.count():
@@ -122,9 +122,7 @@ def test_killed_at_random_moments(uninterrupted, tmp_path, record_testsuite_prop
 @pytest.mark.slow
 def test_sigterm_saves_and_exits_cleanly(uninterrupted, tmp_path):
     wanted, _ = uninterrupted
-    process = subprocess.Popen(
-        command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    process = start(tmp_path)
     while not (tmp_path / "checkpoints" / "donor").exists():
         assert process.poll() is None
         time.sleep(0.05)

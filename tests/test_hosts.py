@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from forked import Program
 
 from agop_jax.core.files import read_json
 from agop_jax.features.store import load_features
@@ -29,10 +30,8 @@ OPTIONS = (
 )
 
 
-def start(workdir: pathlib.Path, *options: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "agop_jax.main", *OPTIONS, f"--workdir={workdir}", *options]
-    root = pathlib.Path(__file__).parent.parent
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(workdir: pathlib.Path, *options: str) -> Program:
+    return Program(*OPTIONS, f"--workdir={workdir}", *options)
 
 
 def free_port() -> int:
@@ -41,12 +40,12 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def start_pair(workdir: pathlib.Path) -> list[subprocess.Popen]:
+def start_pair(workdir: pathlib.Path) -> list[Program]:
     joined = (f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2")
     return [start(workdir, *joined, f"--process_id={i}") for i in range(2)]
 
 
-def wait_for_checkpoint(directory: pathlib.Path, process: subprocess.Popen) -> None:
+def wait_for_checkpoint(directory: pathlib.Path, process: Program) -> None:
     """A whole one: Orbax gives it its number last."""
     while not any(path.name.isdigit() for path in directory.glob("*")):
         assert process.poll() is None, process.communicate()[1]

@@ -3,19 +3,17 @@
 import hashlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked import Program
 
 from agop_jax.core.errors import UserError
 from agop_jax.experiments import experiment, leftovers, workdir
 from agop_jax.experiments.config import experiment_config, shrink
 from agop_jax.training.resumable import remove_checkpoints
 
-ROOT = Path(__file__).parent.parent
 # every pattern by which a program may take a file for its own leftover, in the places where this one writes and others
 MINE = (
     "thesis.tmp-old/chapter.tex",
@@ -145,10 +143,10 @@ def test_ten_runs_a_kill_and_a_resume_touch_nothing(tmp_path, monkeypatch):
     write(tmp_path, MINE)
     before = hashes(tmp_path)
     options = ("--config=configs/digits.py:quick", "--config.donor.train.steps=100000", "--config.save_every=0.1")
-    command = [sys.executable, "-m", "agop_jax.main", *options, f"--workdir={tmp_path}"]
+    checkpoints = lambda: {*(tmp_path / "checkpoints" / "donor").glob("*/_CHECKPOINT_METADATA")}
     for end in (signal.SIGKILL, signal.SIGTERM):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        while len(list((tmp_path / "checkpoints" / "donor").glob("*/_CHECKPOINT_METADATA"))) < 2:
+        earlier, process = checkpoints(), Program(*options, f"--workdir={tmp_path}")
+        while len(checkpoints() - earlier) < 2:
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.05)
         process.send_signal(end)
