@@ -2,6 +2,7 @@
 
 # pyright: reportArgumentType=false
 
+import gc
 import sys
 import traceback
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}: options start with --")
     logging.set_verbosity(logging.WARNING)
     keep_compiled_code()
+    gc.freeze()  # modules stay to the end: tracing makes the collector of cycles look at them again and again
     jax.config.update("jax_transfer_guard", "allow")  # the program moves data on purpose, in all its threads
     if _DISTRIBUTED.value or _COORDINATOR.value:
         hosts.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
