@@ -13,18 +13,19 @@ import numpy as np
 
 from agop_jax.core.errors import UserError
 from agop_jax.initializers.registry import donor_free
-from agop_jax.results import comparison, figures, matrix, summary
+from agop_jax.results import comparison, figures, matrix, statistics, summary
 from agop_jax.results.comparison_figures import MARKS
 from agop_jax.results.intervals import Interval
 from agop_jax.results.matrix import LSUV, Column, Overall
 from agop_jax.results.runs import Run, read_runs
 from agop_jax.results.summary import BASELINE, Summary
 from agop_jax.results.summary_words import points
+from agop_jax.results.verdicts import Difference
 from benchmarks.tables import replace_section
 
 ROOT = Path(__file__).parent.parent
 FIRST = "transfer_2000"  # the setting of which the others are variations
-MIXING = "rainbow_mixing"  # a question of its own
+QUESTIONS = {"rainbow_mixing": LSUV, "selected_parts": "selected"}  # with tables of their own: run, and compared with
 KEPT = ("config.json", "results.csv", "learning_rates.csv", "donor.json", "environments.jsonl")
 TOLD = {  # in the README: an init, and what leads to it
     "copy": "**Copy a well-trained donor where shapes allow**: `copy`",
@@ -78,7 +79,7 @@ def kept_runs(folder: Path) -> list[Run]:
 
 def study(runs: Sequence[Run]) -> list[Column]:
     """The settings that are compared with one another."""
-    runs = [run for run in runs if run.name != MIXING]
+    runs = [run for run in runs if run.name not in QUESTIONS]
     return matrix.columns(runs, donor_free({row["init"] for run in runs for row in run.work.results}))
 
 
@@ -87,8 +88,7 @@ def page_section(runs: Sequence[Run]) -> str:
     columns = study(runs)
     overall = matrix.overall(columns)
     parts = [settings_table(runs, columns), differences_table(columns, overall), overall_table(overall)]
-    mixing = [run for run in runs if run.name == MIXING]
-    return "\n".join([*parts, *map(mixing_table, mixing)])
+    return "\n".join([*parts, *(question_table(run) for run in runs if run.name in QUESTIONS)])
 
 
 def readme_section(columns: Sequence[Column]) -> str:
@@ -139,9 +139,12 @@ def _others(overall: Sequence[Overall]) -> list[Overall]:
 
 def _difference(column: Column, init: str) -> str:
     cell = column.cells.get(init)
-    if not cell or not cell.lsuv:
+    return _points(cell.lsuv if cell else None)
+
+
+def _points(one: Difference | None) -> str:
+    if one is None:
         return ""
-    one = cell.lsuv
     return f"{points(one.mean)} ± {50 * (one.high - one.low):.1f} {MARKS.get(one.verdict, '')}".strip()
 
 
@@ -166,11 +169,18 @@ def _share(interval: Interval | None) -> str:
     return f"{100 * interval.mean:.0f} ({100 * interval.low:.0f} to {100 * interval.high:.0f})" if interval else ""
 
 
-def mixing_table(run: Run) -> str:
-    """Probe before training and accuracy after it, by how the layers of one stream are mixed."""
-    lines = summary.summarise(run.work.results, run.work.curves)
-    rows = [[f"`{line.init}`", f"{100 * line.probe_accuracy:.1f}", _accuracy(line)] for line in lines]
-    return _table(["`rainbow_mixing`", "probe before training, %", "test accuracy, %"], rows)
+def question_table(run: Run) -> str:
+    """Of a run with a question of its own: probe before training, accuracy after it, difference from one init."""
+    against, results = QUESTIONS[run.name], run.work.results
+    judged = run.work.judged | {"donor_free": donor_free({row["init"] for row in results})}
+    differences = {one.init: one for one in statistics.compare(results, baseline=against, controls=(), **judged)}
+    rows = [
+        [f"`{line.init}`", f"{100 * line.probe_accuracy:.1f}", _accuracy(line), _points(differences.get(line.init))]
+        for line in summary.summarise(results, run.work.curves, **judged)
+    ]
+    return _table(
+        [f"`{run.name}`", "probe before training, %", "test accuracy, %", f"against `{against}`, points"], rows
+    )
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

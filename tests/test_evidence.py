@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from agop_jax.core.errors import UserError
+from agop_jax.results.runs import read_runs
 from agop_jax.results.tables import read_results
 from benchmarks import evidence
 
@@ -37,7 +38,7 @@ def test_numbers_of_the_page_are_means_of_results(runs):
     start = next(number for number, line in enumerate(lines) if line[0].startswith("| against"))
     header, differences = lines[start], lines[start : lines.index([""], start)]
     names = [name.strip("`| ") for name in header[1:]]
-    for run in (run for run in runs if run.name != evidence.MIXING):
+    for run in (run for run in runs if run.name not in evidence.QUESTIONS):
         values = {}
         for row in read_results(KEPT / run.name / "results.csv"):
             values.setdefault(row["init"], {})[row["seed"]] = 100 * row["test_accuracy"]
@@ -49,6 +50,22 @@ def test_numbers_of_the_page_are_means_of_results(runs):
             difference = sum(values[init][seed] - lsuv[seed] for seed in lsuv) / len(lsuv)
             number = line[1 + names.index(run.name)].split(" ±")[0].replace("\N{MINUS SIGN}", "-")
             assert float(number) == pytest.approx(difference, abs=0.0501)
+
+
+def test_a_question_of_its_own_is_answered_against_its_own_init(tmp_path):
+    """By hand, on the results of another run under its name."""
+    run = tmp_path / "selected_parts"
+    shutil.copytree(KEPT / evidence.FIRST, run)
+    lines = [line.split(" | ") for line in evidence.question_table(*read_runs([run])).splitlines()]
+    assert lines[0][-1] == "against `selected`, points |"
+    values = {}
+    for row in read_results(run / "results.csv"):
+        values.setdefault(row["init"], {})[row["seed"]] = 100 * row["test_accuracy"]
+    (line,) = (line for line in lines if line[0] == "| `copy`")
+    difference = sum(values["copy"][seed] - values["selected"][seed] for seed in values["copy"]) / len(values["copy"])
+    assert float(line[-1].split(" ±")[0]) == pytest.approx(difference, abs=0.0501)
+    (own,) = (line for line in lines if line[0] == "| `selected`")
+    assert own[-1] == " |"
 
 
 def test_every_setting_is_paired_and_complete(runs):
