@@ -157,7 +157,7 @@ def overall_table(overall: Sequence[Overall]) -> str:
             _share(line.over_lsuv),
             _share(line.over_he),
             f"{line.rank.mean:.1f} ({line.rank.low:.1f} to {line.rank.high:.1f})" if line.rank else "",
-            f"{100 * line.recovered:.0f}".replace("-", "\N{MINUS SIGN}") if line.recovered == line.recovered else "",
+            f"{round(100 * line.recovered)}".replace("-", "\N{MINUS SIGN}") if line.recovered == line.recovered else "",
         ]
         for line in overall
     ]

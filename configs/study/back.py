@@ -2,7 +2,7 @@
 
 Command:  python -m agop_jax.main --config=configs/study/back.py --workdir=runs/study/back
 Cost:     about an hour on one CPU core: 3 donors and some 360 runs of 250 steps.
-Result:   none yet
+Result:   docs/evidence.md
 """
 
 import ml_collections
