@@ -20,7 +20,7 @@ def save_probe(stem: str | os.PathLike, probed: Sequence[Any], exact: Sequence[A
 
     Args:
       stem: of the files.
-      probed, exact: with `passes`, `found` and, of `probe`, `stated`, each {layer: relative error}.
+      probed, exact: with `passes`, `measured` and, of `probe`, `stated`, each {layer: relative error}.
       own: {layer: error of the reference}.
     """
     layers = list(own)
@@ -28,12 +28,12 @@ def save_probe(stem: str | os.PathLike, probed: Sequence[Any], exact: Sequence[A
     figure = Figure(figsize=(WIDTH, 0.6 + 1.7 * rows))
     panels = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
     for axes, path in zip(panels.flat, layers, strict=False):
-        for found, style, colour, label in (
-            ([(one.passes, one.found[path]) for one in exact], "s-", VERMILLION, "gram, fewer images"),
-            ([(one.passes, one.found[path]) for one in probed], "o-", BLUE, "probe"),
+        for points, style, colour, label in (
+            ([(one.passes, one.measured[path]) for one in exact], "s-", VERMILLION, "gram, fewer images"),
+            ([(one.passes, one.measured[path]) for one in probed], "o-", BLUE, "probe"),
             ([(one.passes, one.stated[path]) for one in probed if one.stated], "x", INK, "probe, as stated"),
         ):
-            passes, errors = np.transpose(found)
+            passes, errors = np.transpose(points)
             axes.loglog(passes, 100 * errors, style, color=colour, markersize=4, label=label)
         axes.axhline(100 * own[path], color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), label="the reference's own")
         axes.set_title(path)

@@ -106,7 +106,7 @@ def environment(torch: bool = False) -> dict[str, Any]:
     import flax
     import jax
 
-    found = {
+    facts = {
         "python": platform.python_version(),
         "jax": jax.__version__,
         "flax": flax.__version__,
@@ -118,8 +118,8 @@ def environment(torch: bool = False) -> dict[str, Any]:
     if torch:
         import torch as pytorch
 
-        found["torch"] = f"{pytorch.__version__}, {pytorch.get_num_threads()} threads"
-    return found
+        facts["torch"] = f"{pytorch.__version__}, {pytorch.get_num_threads()} threads"
+    return facts
 
 
 def _device(device: Any) -> str:
@@ -130,10 +130,10 @@ def _device(device: Any) -> str:
     return device.device_kind
 
 
-def _sentence(found: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {found[name]}" for name in ("python", "jax", "flax", "torch") if name in found)
+def _sentence(facts: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {facts[name]}" for name in ("python", "jax", "flax", "torch") if name in facts)
     return (
-        f"{found['cores']} cores, {found['device']}; {versions}; {found['date']}; load before {found['load_before']}."
+        f"{facts['cores']} cores, {facts['device']}; {versions}; {facts['date']}; load before {facts['load_before']}."
     )
 
 

@@ -68,8 +68,8 @@ def interleave(sides: Mapping[Any, Work], repeats: int, left_out: int = 1) -> di
 
 def fastest(sides: Mapping[str, Work]) -> str:
     """The side whose second call took least; for a choice among forms, before one is timed against others."""
-    taken = interleave(sides, 1)
-    return min(taken, key=lambda name: taken[name][0])
+    times = interleave(sides, 1)
+    return min(times, key=lambda name: times[name][0])
 
 
 def peak(module: str, function: str, *arguments: Any) -> float | None:
@@ -98,8 +98,8 @@ def report_peak(module: str, function: str, arguments: str) -> None:
 
 def resident(field: str) -> float:
     """MiB of this process: 'VmRSS' now, 'VmHWM' at most."""
-    found = re.search(rf"{field}:\s+(\d+) kB", STATUS.read_text())
-    return int(found[1]) * 1024 / MIB if found else float("nan")
+    match = re.search(rf"{field}:\s+(\d+) kB", STATUS.read_text())
+    return int(match[1]) * 1024 / MIB if match else float("nan")
 
 
 def held(mebibytes: int) -> Work:

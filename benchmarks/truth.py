@@ -16,7 +16,7 @@ class Errors(NamedTuple):
     """{convolution: relative Frobenius error} of an estimate at a number of reverse passes, and the stated one."""
 
     passes: int
-    found: dict[str, float]
+    measured: dict[str, float]
     stated: dict[str, float] | None = None
 
 
@@ -53,8 +53,8 @@ class Truth:
     def errors(self, grams: Grams) -> dict[str, float]:
         """Relative; the reference's own error is taken out, and no error found is below a tenth of it."""
         own = self.own_error()
-        found = {path: self.distance(path, grams[path] - self.mean[path]) / self.norm[path] for path in self.mean}
-        return {path: math.sqrt(max(found[path] ** 2 - own[path] ** 2, own[path] ** 2 / 100)) for path in found}
+        measured = {path: self.distance(path, grams[path] - self.mean[path]) / self.norm[path] for path in self.mean}
+        return {path: math.sqrt(max(measured[path] ** 2 - own[path] ** 2, own[path] ** 2 / 100)) for path in measured}
 
     def stated(self, features: Features) -> dict[str, float]:
         """The standard errors that `probe` states, relative."""
@@ -62,8 +62,8 @@ class Truth:
 
     def spread(self, passes: int) -> Errors:
         """Of the runs themselves: found by their spread, and stated by them."""
-        found = {path: self.deviation(path) for path in self.mean}
-        return Errors(passes, found, self.stated_error())
+        measured = {path: self.deviation(path) for path in self.mean}
+        return Errors(passes, measured, self.stated_error())
 
 
 def grams_of(features: Features) -> Grams:

@@ -253,7 +253,7 @@ def test_distance_from_the_truth_is_that_of_dense_matrices():
     errors = found.errors({"Conv_0": np.asarray(grams[2], np.float64)})
     assert errors["Conv_0"] == pytest.approx(np.sqrt(apart**2 - own**2), rel=1e-4)
     spread = np.sqrt(sum(np.linalg.norm(dense(gram) - mean) ** 2 for gram in grams[:2])) / norm
-    assert found.spread(80).found["Conv_0"] == pytest.approx(spread, rel=1e-4)
+    assert found.spread(80).measured["Conv_0"] == pytest.approx(spread, rel=1e-4)
 
 
 @pytest.mark.parametrize(("name", "size", "fields"), [("vgg11", 128, {"width": 1 / 8}), ("resnet20", 32, {})])

@@ -97,16 +97,16 @@ def channels_of(eqn: Any, operands: Sequence[Operand], fed: bool) -> Channels:
     if name in SAME_VALUES:
         return first.channels
     if name in ("concatenate", "stack"):
-        found = _joined(eqn, operands)
+        channels = _joined(eqn, operands)
     elif name in ELEMENTWISE:
-        found = _elementwise(name, shape, operands, fed)
+        channels = _elementwise(name, shape, operands, fed)
     elif isinstance(first.channels, Statistic):
-        found = _statistic_layout(eqn, shape, first)
+        channels = _statistic_layout(eqn, shape, first)
     else:
-        found = _of_axes(eqn, shape, first)
+        channels = _of_axes(eqn, shape, first)
     over = any(isinstance(operand.channels, Statistic) for operand in data)
     cause = ", which works on a sum, mean or maximum over channels" if over else ""
-    return Lost(operation(eqn) + cause) if found is None else found
+    return Lost(operation(eqn) + cause) if channels is None else channels
 
 
 def operation(eqn: Any) -> str:
@@ -185,16 +185,16 @@ def _elementwise(name: str, shape: tuple[int, ...], operands: Sequence[Operand],
         plain = all(math.prod(operand.shape) == 1 for operand in varying) and not any(s.own for s in statistics)
         return _groups(shape, operands) if plain else None
     places = [operand for operand in varying if operand.shape[-1:] == shape[-1:] != (1,)]
-    found = _segments(shape, operands) or _statistic(statistics)
-    if found is None or (fed and any(operand.uneven for operand in places)):
+    channels = _segments(shape, operands) or _statistic(statistics)
+    if channels is None or (fed and any(operand.uneven for operand in places)):
         return None
     own = frozenset[tuple[str, int]]().union(*(o.leaves for o in places), *(s.own for s in statistics))
-    alone = isinstance(found, Statistic) or len(found) == 1
-    number = found.channels if isinstance(found, Statistic) else length(found)
-    scaled = name in CHANNELWISE or (isinstance(found, Statistic) and not any(o.leaves for o in places))
+    alone = isinstance(channels, Statistic) or len(channels) == 1
+    number = channels.channels if isinstance(channels, Statistic) else length(channels)
+    scaled = name in CHANNELWISE or (isinstance(channels, Statistic) and not any(o.leaves for o in places))
     if fed and own and not (alone and scaled and shape[-1] == number):
         return None
-    return replace(found, own=own) if isinstance(found, Statistic) else found
+    return replace(channels, own=own) if isinstance(channels, Statistic) else channels
 
 
 def _groups(shape: tuple[int, ...], operands: Sequence[Operand]) -> Groups | None:

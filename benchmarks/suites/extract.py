@@ -49,7 +49,7 @@ QUICK = (Case(32, 2, 2, 1, 0.0625),)
 def run(options: Options) -> Table:
     """The table of this suite."""
     torch.set_num_threads(os.cpu_count() or 1)
-    found = environment(torch=True)
+    facts = environment(torch=True)
     error = agreement()
     cases = QUICK if options.quick else CASES
     rows = [row for case in cases for row in measure(case, options.quick)]
@@ -64,7 +64,7 @@ def run(options: Options) -> Table:
     ]
     size = f"VGG11 at {cases[0].size} x {cases[0].size}, {OUTPUTS} outputs"
     headline = Headline.of(f"exact AGOP of every layer, {size}", "images / s", rows)
-    return Table("extract", f"VGG11, {OUTPUTS} outputs, features of all layers", rows, notes, found, headline=headline)
+    return Table("extract", f"VGG11, {OUTPUTS} outputs, features of all layers", rows, notes, facts, headline=headline)
 
 
 def measure(case: Case, quick: bool) -> list[Row]:

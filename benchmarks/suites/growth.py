@@ -46,7 +46,7 @@ REPEATS = 3
 
 def run(options: Options) -> Table:
     """The table of this suite, and its figure."""
-    found = environment()
+    facts = environment()
     base, axes, repeats = (QUICK, QUICK_AXES, 1) if options.quick else (BASE, AXES, REPEATS)
     curves = {name: measure(base, field, values, repeats) for name, (field, values) in axes.items()}
     fits = {name: (values, [one.median for one in times], slope) for name, (values, times, slope, _) in curves.items()}
@@ -73,7 +73,7 @@ def run(options: Options) -> Table:
         "are VGG11, 13, 16 and 19, whose new layers differ in cost."
     ]
     details = {name: [list(one.values) for one in times] for name, (_, times, _, _) in curves.items()}
-    return Table("growth", "how the time of an extraction grows", rows, notes, found, "growth.png", details)
+    return Table("growth", "how the time of an extraction grows", rows, notes, facts, "growth.png", details)
 
 
 def measure(

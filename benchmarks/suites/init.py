@@ -28,7 +28,7 @@ PEER_REPEATS, REPEATS = 2, 7
 def run(options: Options) -> Table:
     """The table of this suite."""
     torch.set_num_threads(os.cpu_count() or 1)
-    found, width = environment(torch=True), features.QUICK if options.quick else features.FULL
+    facts, width = environment(torch=True), features.QUICK if options.quick else features.FULL
     layers = features.vgg11(width)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory)
@@ -49,7 +49,7 @@ def run(options: Options) -> Table:
     rows = [*rows_from_disk(from_disk, peaks), *rows_of_draws(measure_draws(layers, width))]
     headline = Headline.of("every kernel of VGG11 drawn from stored AGOP", "s", rows)
     title = "drawing all kernels of VGG11 from stored features"
-    return Table("init", title, rows, notes, found, headline=headline)
+    return Table("init", title, rows, notes, facts, headline=headline)
 
 
 def measure_from_disk(layers: Features, width: float, path: Path) -> dict[str, np.ndarray]:
@@ -115,20 +115,20 @@ def peaks_of(layers: Features, width: float, path: Path) -> dict[str, float | No
 
 def rows_from_disk(times: dict[str, np.ndarray], peaks: dict[str, float | None]) -> list[Row]:
     """Ours, by method, and the peers."""
-    found = []
-    for side, taken in times.items():
-        ratio = spread(times[PEER] / taken)
-        cells = {"s": spread(taken), "x the peer": "1" if side == PEER else ratio, "x the limit's time": ""}
+    rows = []
+    for side, seconds in times.items():
+        ratio = spread(times[PEER] / seconds)
+        cells = {"s": spread(seconds), "x the peer": "1" if side == PEER else ratio, "x the limit's time": ""}
         name = f"agop_jax, `{side}`" if side in METHODS else f"PyTorch peer, {side}"
-        found.append(Row(f"from disk: {name}", {**cells, "peak memory, MiB": peaks.get(side)}))
-    return found
+        rows.append(Row(f"from disk: {name}", {**cells, "peak memory, MiB": peaks.get(side)}))
+    return rows
 
 
 def rows_of_draws(times: dict[str, np.ndarray]) -> list[Row]:
     """Ours, by call and method, and the limit."""
-    found = []
-    for side, taken in times.items():
-        ratio = spread(taken / times["limit"])
-        cells = {"s": spread(taken), "x the peer": "", "x the limit's time": "1" if side == "limit" else ratio}
-        found.append(Row(f"second draw: {side}", {**cells, "peak memory, MiB": ""}))
-    return found
+    rows = []
+    for side, seconds in times.items():
+        ratio = spread(seconds / times["limit"])
+        cells = {"s": spread(seconds), "x the peer": "", "x the limit's time": "1" if side == "limit" else ratio}
+        rows.append(Row(f"second draw: {side}", {**cells, "peak memory, MiB": ""}))
+    return rows

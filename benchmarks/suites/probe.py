@@ -56,7 +56,7 @@ class Sizes:
 def run(options: Options) -> Table:
     """The table of this suite, and its figure."""
     torch.set_num_threads(os.cpu_count() or 1)
-    found, sizes = environment(torch=True), _sizes(options)
+    facts, sizes = environment(torch=True), _sizes(options)
     images, source = image_set(sizes)
     model, variables = networks.create("vgg11", sizes.size, sizes.outputs, sizes.width)
     truth = Truth(reference(model, variables, images, sizes))
@@ -71,7 +71,7 @@ def run(options: Options) -> Table:
         f"({source})"
     )
     rows = [*error_rows(probed, exact, sizes), *rate_rows(rates, sizes)]
-    return Table("probe", title, rows, notes(sizes, truth), found, "probe.png", details)
+    return Table("probe", title, rows, notes(sizes, truth), facts, "probe.png", details)
 
 
 def _sizes(options: Options) -> Sizes:
@@ -127,27 +127,27 @@ def reference(model: Any, variables: Any, images: np.ndarray, sizes: Sizes) -> l
 def probe_errors(model: Any, variables: Any, images: np.ndarray, sizes: Sizes, truth: Truth) -> list[Errors]:
     """Fewer images with one cotangent each, then all of them with more and more."""
     plan = [(len(images) // fraction, 1) for fraction in FRACTIONS] + [(len(images), m) for m in COTANGENTS]
-    found = []
+    errors = []
     for seed, (number, cotangents) in enumerate(plan):
         features = _probe(model, variables, images[:number], sizes, cotangents, seed)
         stated = truth.stated(features) if cotangents > 1 else None
-        found.append(Errors(number * cotangents, truth.errors(grams_of(features)), stated))
-    return found
+        errors.append(Errors(number * cotangents, truth.errors(grams_of(features)), stated))
+    return errors
 
 
 def gram_errors(model: Any, variables: Any, images: np.ndarray, sizes: Sizes, truth: Truth) -> list[Errors]:
     """Exact on 1, 2, 4, ... images: root mean square over disjoint groups of the same few images."""
     extractor = Extractor(model, variables, images[: sizes.gram_images], batch_size=1)
     single = [grams_of(part) for part in extractor.batches(variables)]
-    found, number = [], 1
+    errors, number = [], 1
     while number <= len(single):
         groups = [single[start : start + number] for start in range(0, len(single), number)]
         means = [{path: np.mean([one[path] for one in group], axis=0) for path in truth.mean} for group in groups]
-        errors = [truth.errors(mean) for mean in means]
-        total = {path: math.sqrt(np.mean([one[path] ** 2 for one in errors])) for path in truth.mean}
-        found.append(Errors(number * sizes.outputs, total))
+        parts = [truth.errors(mean) for mean in means]
+        total = {path: math.sqrt(np.mean([one[path] ** 2 for one in parts])) for path in truth.mean}
+        errors.append(Errors(number * sizes.outputs, total))
         number *= 2
-    return found
+    return errors
 
 
 def images_per_second(sizes: Sizes) -> dict[str, np.ndarray]:
@@ -172,15 +172,17 @@ def images_per_second(sizes: Sizes) -> dict[str, np.ndarray]:
 
 def error_rows(probed: list[Errors], exact: list[Errors], sizes: Sizes) -> list[Row]:
     """One row a number of passes."""
-    grams = {one.passes: one.found for one in exact}
-    ratios = {one.passes: _ratios(one.found, grams.get(one.passes)) for one in probed}
-    stated = {one.passes: [one.stated[path] / one.found[path] for path in one.found] for one in probed if one.stated}
+    grams = {one.passes: one.measured for one in exact}
+    ratios = {one.passes: _ratios(one.measured, grams.get(one.passes)) for one in probed}
+    stated = {
+        one.passes: [one.stated[path] / one.measured[path] for path in one.measured] for one in probed if one.stated
+    }
     rows = []
     for one in probed:
         number = min(one.passes, sizes.images)
         cells = {
             "`probe`, images x cotangents": f"{number} x {one.passes // number}",
-            "error of `probe`": _percent(one.found.values()),
+            "error of `probe`": _percent(one.measured.values()),
             "error of `gram`": _percent(grams[one.passes].values()) if one.passes in grams else "not possible",
             "`gram` / `probe`, by layer": Spread(tuple(values)) if (values := ratios[one.passes]) else "",
             "stated / found, by layer": Spread(tuple(stated[one.passes])) if one.passes in stated else "",
@@ -189,8 +191,8 @@ def error_rows(probed: list[Errors], exact: list[Errors], sizes: Sizes) -> list[
     return rows
 
 
-def _ratios(found: dict[str, float], exact: dict[str, float] | None) -> list[float]:
-    return [exact[path] / found[path] for path in found] if exact else []
+def _ratios(measured: dict[str, float], exact: dict[str, float] | None) -> list[float]:
+    return [exact[path] / measured[path] for path in measured] if exact else []
 
 
 def _percent(values: Any) -> str:

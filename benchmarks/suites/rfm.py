@@ -38,7 +38,7 @@ class Problem:
 def run(options: Options) -> Table:
     """The table of this suite."""
     torch.set_num_threads(os.cpu_count() or 1)
-    found = environment(torch=True)
+    facts = environment(torch=True)
     splits, repeats, count = (2, 1, QUICK) if options.quick else (SPLITS, REPEATS, COUNT)
     makers = {name: _bundled(load) for name, load in SETS.items()} | {"low rank": lambda seed: low_rank(seed, count)}
     errors = {name: measure(make, splits) for name, make in makers.items()}
@@ -54,7 +54,7 @@ def run(options: Options) -> Table:
         "ratio is taken repeat by repeat. Peak memory: of a fresh process above its imports, compilation included.",
     ]
     title = f"recursive feature machines, {splits} splits; time and memory at n = {count}"
-    return Table("rfm", title, [*error_rows(errors), *time_rows(times, peaks)], notes, found)
+    return Table("rfm", title, [*error_rows(errors), *time_rows(times, peaks)], notes, facts)
 
 
 def _bundled(load: Callable[..., Any]) -> Callable[[int], Problem]:

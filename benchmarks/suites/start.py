@@ -20,7 +20,7 @@ REPEATS = 4
 
 def run(options: Options) -> Table:
     """The table of this suite."""
-    found, repeats = environment(), 1 if options.quick else REPEATS
+    facts, repeats = environment(), 1 if options.quick else REPEATS
     first_step_of_nothing()  # Python's own files are in the page cache of either
     times = np.array([cold_and_warm() for _ in range(repeats)])
     cold, warm = times[:, 0], times[:, 1]
@@ -35,7 +35,7 @@ def run(options: Options) -> Table:
         "training step: median and range of interleaved repeats, each in a fresh process and a fresh work directory; "
         "for each pair an empty cache of compiled code, which the first run fills. An uncounted start reads the files."
     ]
-    return Table("start", "time to the first training step of the digits job", rows, notes, found)
+    return Table("start", "time to the first training step of the digits job", rows, notes, facts)
 
 
 def cold_and_warm() -> tuple[float, float]:

@@ -43,7 +43,7 @@ class Measured(NamedTuple):
 def run(options: Options) -> Table:
     """The table of this suite."""
     torch.set_num_threads(os.cpu_count() or 1)
-    found = environment(torch=True)
+    facts = environment(torch=True)
     layers = features.vgg11(features.QUICK if options.quick else features.FULL)
     with tempfile.TemporaryDirectory() as directory:
         measured = measure(layers, Path(directory))
@@ -56,7 +56,7 @@ def run(options: Options) -> Table:
         "each k is timed and counted as often as there are such. Root: AGOP^(1/2) of every convolution, the peer's by "
         "the full SVD, once. Peak memory: of a fresh process above its imports; for CSV of the largest matrix alone.",
     ]
-    return Table("store", "features of all layers of VGG11 on disk", rows(measured, peaks), notes, found)
+    return Table("store", "features of all layers of VGG11 on disk", rows(measured, peaks), notes, facts)
 
 
 def measure(layers: Features, directory: Path) -> Measured:

@@ -62,7 +62,7 @@ QUICK = (
 def run(options: Options) -> Table:
     """The table of this suite."""
     torch.set_num_threads(os.cpu_count() or 1)
-    found, rows = environment(torch=True), []
+    facts, rows = environment(torch=True), []
     for case in QUICK if options.quick else CASES:
         measure = end_to_end if case.resize else steps
         rows += measure(case, options.quick)
@@ -76,7 +76,7 @@ def run(options: Options) -> Table:
     ]
     headline = Headline.of(f"training step, VGG11 at {SIZE} x {SIZE}", "images / s", rows)
     title = "training of VGG11, a small CNN (32-64-128-128) and ResNet-20"
-    return Table("train", title, rows, notes, found, headline=headline)
+    return Table("train", title, rows, notes, facts, headline=headline)
 
 
 def steps(case: Case, quick: bool) -> list[Row]:
