@@ -2,8 +2,8 @@
 
 Command:  python -m agop_jax.main --config=configs/cifar_transfer.py --workdir=runs/transfer \
               --config.data.name=npz:cifar10.npz --config.donor.data=npz:cifar100.npz
-          With `configs/cifar_transfer.py:half` and `:double` recipients have half and twice the donor's width;
-          with `:parts` the parts of `selected` are taken away one by one.
+          With `configs/cifar_transfer.py:half` and `:double` recipients have half and twice the donor's width.
+          `configs/study/selected_parts.py` takes `selected` apart.
 Cost:     13 seconds for each of 572 runs on two CPU cores (25 of CPU time), and 3.5 minutes for each of two donors.
 Result:   of the first donor (39.9 % on its own test set: CIFAR-100, 22,500 training images). Test accuracy in %, mean
           and 95 % t interval over 5 paired seeds; accuracy of a linear probe before training; learning rate, chosen on
@@ -64,7 +64,7 @@ from agop_jax.experiments.config import experiment_config, require_mode, shrink
 
 def get_config(mode: str = "") -> ml_collections.ConfigDict:
     """The config; modes 'half' and 'double' change the recipients' width, 'quick' makes everything small."""
-    require_mode(mode, ("half", "double", "parts", "quick"))
+    require_mode(mode, ("half", "double", "quick"))
     config = experiment_config()
     config.question = "Does what a CNN learned on CIFAR-100 make a better start on CIFAR-10 than random numbers?"
     config.data.name = "npz:cifar10.npz"  # 50,000 + 10,000 images
@@ -117,19 +117,6 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
             else ("copy_tiled@even", "copy_tiled")
         )
         recipients.inits = ("kaiming_normal", "lsuv", "whitened", "coupled_nfm", "selected", "copy_dct", *copies)
-    if mode == "parts":  # what of 'selected' helps: the choice, the noise, its covariance, the standardised channels
-        recipients.inits = (
-            "lsuv",
-            "selected",
-            "selected@K=1",
-            "selected@K=8",
-            "selected@noise=0.25",
-            "selected@noise=1",
-            "selected@matrix=agop",
-            "selected@lsuv",
-            "coupled_nfm@mixed=1@standardised",
-            "copy",
-        )
     if mode == "quick":
         shrink(config, inits=("kaiming_normal", "lsuv", "coupled_nfm", "copy"))
         config.model.features, config.ansatz.draws = (8, 16, 32, 32), 0
