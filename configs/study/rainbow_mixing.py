@@ -1,8 +1,8 @@
 """In a residual network, must layers of one stream share their mixing, for Procrustes and for ridge?
 
 Command:  python -m agop_jax.main --config=configs/study/rainbow_mixing.py --workdir=runs/study/rainbow_mixing
-          White et al. (2024) report that Rainbow sampling fails on ResNet-18. One donor, 5 seeds; the linear probe before
-          training is in results.csv.
+          White et al. (2024) report that Rainbow sampling fails on ResNet-18. One donor, 5 seeds; results.csv has the
+          linear probe before training.
 Cost:     about 45 minutes on one CPU core: a donor and some 55 runs of 250 steps.
 Result:   docs/evidence.md
 """
