@@ -55,7 +55,7 @@ def test_a_widened_copy_computes_what_the_donor_computes(name, request):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("full_compilation")
-@pytest.mark.parametrize("name", ["vgg11_bn", *LARGE[:2]])
+@pytest.mark.parametrize("name", ["vgg11_bn", LARGE[0], "resnet20"])
 def test_copy_takes_normalisations_along(name):
     """Below the head: the head is not selected, so the logits of the copy are the head's own of the same features."""
     model, variables, images = trained(name, SMALL[name][1]["width"])
