@@ -26,7 +26,7 @@ from benchmarks.tables import replace_section
 ROOT = Path(__file__).parent.parent
 FIRST = "transfer_2000"  # the setting of which the others are variations
 QUESTIONS = {"rainbow_mixing": LSUV, "selected_parts": "selected"}  # with tables of their own: run, and compared with
-KEPT = ("config.json", "results.csv", "learning_rates.csv", "donor.json", "environments.jsonl")
+KEPT = ("config.json", "results.csv", "learning_rates.csv", "fits.csv", "donor.json", "environments.jsonl")
 TOLD = {  # in the README: an init, and what leads to it
     "copy": "**Copy a well-trained donor where shapes allow**: `copy`",
     "selected": "**For new filters of a donor, select**: `selected`",

@@ -1,9 +1,11 @@
 """What the evidence page says, against the tables of the runs that it is made from."""
 
+import csv
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from agop_jax.core.errors import UserError
@@ -66,6 +68,18 @@ def test_a_question_of_its_own_is_answered_against_its_own_init(tmp_path):
     assert float(line[-1].split(" ±")[0]) == pytest.approx(difference, abs=0.0501)
     (own,) = (line for line in lines if line[0] == "| `selected`")
     assert own[-1] == " |"
+
+
+def test_fits_that_the_page_tells_are_those_of_the_run():
+    """Medians of explained variance over all layers and seeds."""
+    fits = {}
+    with (KEPT / "rainbow_mixing" / "fits.csv").open() as file:
+        for row in csv.DictReader(file):
+            fits.setdefault(row["init"], []).append(float(row["explained_variance"]))
+    shared, independent = (np.median(fits[f"coupled_nfm@{how}@standardised"]) for how in ("shared", "independent"))
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    assert f"{shared:.2f} with shared and {independent:.2f} with\nindependent mixing by ridge, below 0 by" in page
+    assert max(np.median(fits[f"rainbow@{how}"]) for how in ("shared", "independent")) < 0
 
 
 def test_every_setting_is_paired_and_complete(runs):
