@@ -6,9 +6,12 @@ import inspect
 import pathlib
 import pkgutil
 
+import jax.numpy as jnp
+import jaxtyping
 import pytest
 
 import agop_jax
+from agop_jax.analysis import theory
 
 PACKAGE = pathlib.Path(agop_jax.__file__).parent
 HOUSE = """
@@ -66,3 +69,8 @@ def test_public_names_are_there_and_hide_no_module(name):
 def test_nothing_depends_on_assertions(path):
     """Python leaves them out with -O."""
     assert not [node.lineno for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)]
+
+
+def test_shapes_of_signatures_are_checked_under_pytest():
+    with pytest.raises(jaxtyping.TypeCheckError, match="squared"):
+        theory.squared(jnp.zeros((3, 2)), jnp.zeros((4, 2)))
