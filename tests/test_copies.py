@@ -1,5 +1,7 @@
 """Copies to the donor's width and to others: the same function, down to the normalisations, or a refusal."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,14 @@ def trained(name, width, seed=0):
     return model, jax.tree.map(move, models.own_variables(model, jax.random.key(seed), images)), images
 
 
+@functools.cache
+def donor(name):
+    """A network of this name with its features; compiled once for all tests."""
+    model, variables, images = trained(name, SMALL[name][1].get("width", 1.0))
+    features = agop_jax.extract(model, variables, images, outputs=0, progress=False)
+    return model, variables, images, features
+
+
 LARGE = [pytest.param(name, marks=pytest.mark.long) for name in ("resnet18", "resnet20", "alexnet", "vit_tiny")]
 
 
@@ -39,10 +49,8 @@ LARGE = [pytest.param(name, marks=pytest.mark.long) for name in ("resnet18", "re
 def test_a_widened_copy_computes_what_the_donor_computes(name, request):
     if name == "vgg11_bn":  # XLA's quick compilation makes NaN of its gradients
         request.getfixturevalue("full_compilation")
-    width = SMALL[name][1].get("width", 1.0)
-    model, variables, images = trained(name, width)
-    features = agop_jax.extract(model, variables, images, outputs=0, progress=False)
-    wide, own, _ = trained(name, 2 * width, seed=1)
+    model, variables, images, features = donor(name)
+    wide, own, _ = trained(name, 2 * SMALL[name][1].get("width", 1.0), seed=1)
     copy = lambda: agop_jax.initialize(wide, own, images, features, "copy_tiled", key=0)
     if name in REFUSED:
         with pytest.raises(agop_jax.UserError, match=rf"layer '({REFUSED[name]})': a copy to another width"):
@@ -58,8 +66,7 @@ def test_a_widened_copy_computes_what_the_donor_computes(name, request):
 @pytest.mark.parametrize("name", ["vgg11_bn", LARGE[0], "resnet20"])
 def test_copy_takes_normalisations_along(name):
     """Below the head: the head is not selected, so the logits of the copy are the head's own of the same features."""
-    model, variables, images = trained(name, SMALL[name][1]["width"])
-    features = agop_jax.extract(model, variables, images, outputs=0, progress=False)
+    model, variables, images, features = donor(name)
     _, own, _ = trained(name, SMALL[name][1]["width"], seed=1)
     copied = agop_jax.initialize(model, own, images, features, "copy", key=0)
     for collection in ("params", "batch_stats"):
@@ -72,8 +79,7 @@ def test_copy_takes_normalisations_along(name):
 @pytest.mark.slow
 @pytest.mark.usefixtures("full_compilation")
 def test_companions_are_stored(tmp_path):
-    model, variables, images = trained("vgg11_bn", 0.05)
-    features = agop_jax.extract(model, variables, images, outputs=0, progress=False)
+    features = donor("vgg11_bn")[-1]
     assert {name.rpartition("/")[2] for name in features["Conv_0"].companions} <= {"scale", "bias", "mean", "var"}
     assert len(features["Conv_0"].companions) >= 3  # the normalisation's bias is the layer's, if it has none
     agop_jax.save_features(tmp_path / "features", features)
@@ -85,8 +91,7 @@ def test_companions_are_stored(tmp_path):
 @pytest.mark.parametrize("optimizer", [optax.sgd(0.05), optax.adam(0.01)], ids=["sgd", "adam"])
 def test_tiled_copies_part_in_training(optimizer):
     """With equal shares of the outgoing weights they would stay bit for bit the same."""
-    model, variables, images = trained("lenet5", 1.0)
-    features = agop_jax.extract(model, variables, images, outputs=0, progress=False)
+    _, _, images, features = donor("lenet5")
     wide, own, _ = trained("lenet5", 2.0, seed=1)
     params = agop_jax.initialize(wide, own, images, features, "copy_tiled", key=0)["params"]
     half = params["Conv_0"]["kernel"].shape[-1] // 2

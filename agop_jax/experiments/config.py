@@ -6,7 +6,6 @@
 # (the fields of a ConfigDict have no types that a checker could know)
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
@@ -60,14 +59,14 @@ def _model_fields() -> dict[str, type]:
     }
 
 
-def require_mode(mode: str, known: Iterable[str] = ("quick",)) -> None:
-    """Whether `FILE:mode` names one of the modes that a config file has, or none.
+def require_mode(mode: str) -> None:
+    """Refuses a `FILE:mode` that config files do not have.
 
     Raises:
-      UserError: lists the modes.
+      UserError: the mode is neither empty nor "quick".
     """
-    if mode and mode not in known:
-        raise unknown_name("mode of the config file", mode, known)
+    if mode and mode != "quick":
+        raise unknown_name("mode of the config file", mode, ("quick",))
 
 
 def shrink(config: ml_collections.ConfigDict, inits: tuple[str, ...]) -> None:
