@@ -6,6 +6,7 @@ the page, the picture and the README's bullets are made. Without --runs they are
 
 import argparse
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,12 @@ from benchmarks.tables import replace_section
 
 ROOT = Path(__file__).parent.parent
 FIRST = "transfer_2000"  # the setting of which the others are variations
-QUESTIONS = {"rainbow_mixing": LSUV, "selected_parts": "selected"}  # with tables of their own: run, and compared with
+QUESTIONS = {  # runs with a table of their own, and what their inits are compared with
+    "rainbow_mixing": LSUV,
+    "selected_parts": "selected",
+    "half_width": LSUV,
+    "double_width": LSUV,
+}
 KEPT = ("config.json", "results.csv", "learning_rates.csv", "fits.csv", "donor.json", "environments.jsonl")
 TOLD = {  # in the README: an init, and what leads to it
     "copy": "**Copy a well-trained donor where shapes allow**: `copy`",
@@ -188,4 +194,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        sys.exit(2)

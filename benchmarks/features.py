@@ -26,7 +26,7 @@ def vgg11(width: float) -> dict[str, LayerFeatures]:
         gram = jnp.asarray(gradients @ gradients.T, jnp.float32)
         return LayerFeatures(kernel=kernel, gradient_gram=gram, count=1, path=path, bias=bias)
 
-    return {path: layer(path, found["kernel"], found["bias"]) for path, found in variables["params"].items()}
+    return {path: layer(path, own["kernel"], own["bias"]) for path, own in variables["params"].items()}
 
 
 def convolutions(features: Features) -> list[LayerFeatures]:

@@ -4,6 +4,8 @@
 hand and against finite differences of a network written in numpy.
 """
 
+import operator
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from flax import nnx
 from agop_jax.core.errors import UserError
 from agop_jax.core.networks import open_network
 from agop_jax.features import grams, taps
-from agop_jax.features.extraction import extract
+from agop_jax.features.extraction import extract, merge
 from agop_jax.features.layer import LayerFeatures
 from agop_jax.features.steps import MAX_UNROLLED
 
@@ -499,6 +501,7 @@ BAD_OPTIONS = {
         {"outputs": "loss", "labels": np.array([0, 1])},
         r"labels: needed one for each of 3 examples, \(n,\), got shape \(2,\)",
     ),
+    "labels beside an iterable": ([IMAGES], {"labels": np.array([0, 1, 2])}, "an iterable of inputs brings its own"),
     "label out of range": (PAIR, {"outputs": "loss"}, "whole numbers from 0 to 2"),
     "labels with a fraction": (IMAGES, {"outputs": "loss", "labels": np.ones(3)}, "whole numbers from 0 to 2"),
 }
@@ -510,6 +513,44 @@ def test_bad_arguments_are_named_in_one_line(run, name):
     with pytest.raises(UserError, match=message) as caught:
         run(images, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_layers_that_match_nothing_are_named_before_the_extraction(run):
+    batches = iter([IMAGES, IMAGES])
+    with pytest.raises(UserError, match="layers='Conv' matches no layer"):
+        run(batches, layers="Conv")
+    assert next(batches) is IMAGES  # the second
+
+
+def pair_of_heads(params, x):
+    """Two outputs of (n, m), a scalar, and one that mixes examples."""
+    hidden = jnp.tanh(x @ params["hidden"])
+    left, right = hidden @ params["left"], hidden @ params["right"]
+    return {"left": left, "right": right, "penalty": (hidden**2).mean(), "centred": left - left.mean(0)}
+
+
+def test_outputs_may_be_a_function_without_weak_references():
+    """Nor are other outputs than the chosen ones looked at."""
+    draw = lambda seed, *shape: np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    params, x = {"hidden": draw(0, 3, 4), "left": draw(1, 4, 2), "right": draw(2, 4, 2)}, draw(3, 5, 3)
+    for name in ("left", "right"):
+        chosen = operator.itemgetter(name)
+        found = extract(pair_of_heads, params, x, outputs=chosen, progress=False)["hidden"]
+        expected = extract(lambda *both: pair_of_heads(*both)[name], params, x, progress=False)["hidden"]  # noqa: B023
+        assert relative_error(found.gradient_gram, expected.gradient_gram) < 1e-6
+    with pytest.raises(UserError, match="depend on the other examples of a batch"):
+        extract(pair_of_heads, params, x, outputs=operator.itemgetter("centred"), progress=False)
+
+
+def test_merged_parts_are_the_whole(run, whole):
+    parts = [run(images) for images in (networks.images(5)[:2], networks.images(5)[2:])]
+    for path, layer in merge(parts).items():
+        assert relative_error(layer.gradient_gram, whole[path].gradient_gram) < 1e-6
+        assert layer.count == 5
+    probed = merge([run(IMAGES, method="probe", num_probes=2, key=seed) for seed in (0, 1)])
+    assert all(layer.standard_error is None for layer in probed.values())
+    with pytest.raises(UserError, match="'patch_jacobian' gives no gradient Gram matrix"):
+        merge([run(IMAGES, method="patch_jacobian")])
 
 
 BAD_MODELS = {

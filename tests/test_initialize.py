@@ -204,6 +204,28 @@ def test_noise_is_not_explained():
     assert max(done.explained_variance.values()) < 0.05
 
 
+class Dropping(nn.Module):
+    """Dropout behind a switch of its own name."""
+
+    @nn.compact
+    def __call__(self, x, is_eval: bool = False):
+        x = nn.Dropout(0.5, deterministic=is_eval)(nn.relu(nn.Dense(8)(x)))
+        return nn.Dense(3)(x)
+
+
+def test_the_donor_has_a_switch_of_its_own():
+    model, x = Dropping(), np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+    switch = {"apply_kwargs": {"is_eval": True}}
+    variables = model.init(jax.random.key(0), x, is_eval=True)
+    features = agop_jax.extract(model, variables, x, progress=False, **switch)
+    start = lambda donor: agop_jax.initialize(
+        model, variables, x, features, "coupled_nfm@mixed=1", key=1, donor=donor, **switch
+    )
+    start(agop_jax.Donor(model, variables, x, switch["apply_kwargs"]))
+    with pytest.raises(agop_jax.UserError, match='Dropout_0 needs PRNG for "dropout"'):
+        start(agop_jax.Donor(model, variables, x))
+
+
 def test_control_with_shuffled_fit_loses_the_basis(chain, images):
     """The fits up to the second layer are to the donor's own features; what follows it is mixed up."""
     good, bad = (start(f"coupled_nfm@mixed=1{end}", chain, images).explained_variance for end in ("", "@shuffled"))

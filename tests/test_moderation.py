@@ -72,6 +72,14 @@ def test_a_planted_prior_is_found(df, variance):
     assert found.variance == pytest.approx(variance, rel=0.03)
 
 
+def test_a_row_with_two_seeds_neither_gives_nor_takes():
+    rows = rows_of(np.random.default_rng(0).normal(size=(8, 5)))
+    short = Sample({0: 0.1, 1: 0.3})
+    spreads = moderate([*rows, (short.residuals, short.df)])
+    assert spreads == [*moderate(rows), Spread(pytest.approx(0.02), 1.0)]
+    assert spreads[0] != own_spread(*rows[0])
+
+
 def test_moderated_variance_by_hand():
     """Six rows of one variance: nothing exceeds chance, so d0 is the largest that there is and all rows share s0^2."""
     signs = np.array([[1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]] * 2, float)

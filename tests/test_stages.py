@@ -136,9 +136,22 @@ def test_checkpoints_of_other_data_are_not_continued(tmp_path):
     assert not checkpoint.exists()
 
 
+def test_the_ansatz_of_other_layers_is_not_kept(tmp_path):
+    config, file = make_config("donor,features"), tmp_path / "ansatz.csv"
+    workdir.claim(tmp_path, config.to_dict(), {})
+    file.touch()
+    config.recipients.seeds += 1
+    workdir.claim(tmp_path, config.to_dict(), {})
+    assert file.exists()
+    config.recipients.layers = "Conv_0"
+    workdir.claim(tmp_path, config.to_dict(), {})
+    assert not file.exists()
+
+
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
+        ("donor,recipients", "leaves out 'features', and '.*features' is not there"),
         ("recipients", "leaves out 'donor', and '.*donor' is not there: run --config.stages=donor"),
         ("features", "leaves out 'donor'"),
         ("report", "results.csv"),
@@ -149,6 +162,7 @@ def test_checkpoints_of_other_data_are_not_continued(tmp_path):
 def test_stages_that_cannot_be(stages, message, tmp_path):
     with pytest.raises(UserError, match=message):
         experiment.run(make_config(stages), tmp_path)
+    assert not (tmp_path / "donor").exists()
 
 
 def test_features_that_are_not_there(extracted, tmp_path):

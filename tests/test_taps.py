@@ -274,6 +274,27 @@ def test_slices_of_one_parameter_are_layers_of_their_own():
     np.testing.assert_array_equal(drawn[:, [0, 1, 2, 6, 7, 8]], params["qkv"][:, [0, 1, 2, 6, 7, 8]])
 
 
+def test_a_bias_is_a_parameter_that_is_added_as_it_is():
+    """What is subtracted, scaled or computed would not do as -mean of a layer's outputs."""
+    params = {"kernel": jnp.eye(3), "shift": jnp.ones(3), "more": jnp.ones(3)}
+    forms = {
+        "added": (lambda y, p: y + p["shift"], True),
+        "added in another type and shape": (lambda y, p: y + p["shift"].astype(jnp.float16)[None], True),
+        "added to": (lambda y, p: p["shift"] + y, True),
+        "added after another": (lambda y, p: y + p["shift"] + p["more"], True),
+        "subtracted": (lambda y, p: y - p["shift"], False),
+        "subtracted from": (lambda y, p: p["shift"] - y, False),
+        "scaled": (lambda y, p: y + 0.1 * p["shift"], False),
+        "negated": (lambda y, p: y + -p["shift"], False),
+        "squared": (lambda y, p: y + p["shift"] ** 2, False),
+        "of two": (lambda y, p: y + (p["shift"] + p["more"]), False),
+    }
+    for name, (form, known) in forms.items():
+        function = lambda p, x, form=form: form(x @ p["kernel"], p)
+        layer = extraction.extract(function, params, np.ones((2, 3), np.float32), progress=False)["kernel"]
+        assert (layer.bias is not None) == known, name
+
+
 def test_a_kernel_that_is_computed_is_not_drawn():
     taps, (params, others), _ = tapped(networks.NETWORKS["weight_norm"])
     kernels = taps.kernels(params, others)

@@ -94,11 +94,12 @@ def ansatz_report(
     """
     _check_arguments(powers, extraction)
     extractor = Extractor(model, variables, images, batch_size=batch_size, **extraction)
+    paths = trees.select(extractor.layers, layers)
     parts = extractor.batches(variables)
     start = _untrained(model, images, seed, extraction) if init_variables is None else init_variables
     first = None if start is None else extractor.batches(start)
     rows = []
-    for index, path in enumerate(trees.select(parts[0], layers)):
+    for index, path in enumerate(paths):
         rng = np.random.default_rng((seed, index))
         study = Study(powers, draws, resamples, rng)
         with few_threads():  # many small decompositions

@@ -36,8 +36,9 @@ class FeatureEvolution:
         layers: str = ".*",
         **extraction: Any,
     ) -> None:
-        self.steps, self._layers = frozenset(steps), layers
+        self.steps = frozenset(steps)
         self._extractor = Extractor(model, variables, images, **extraction)
+        self._layers = trees.select(self._extractor.layers, layers)
         self.features: dict[int, dict[str, LayerFeatures]] = {}
         self._extract(variables, 0)
 
@@ -48,7 +49,7 @@ class FeatureEvolution:
 
     def _extract(self, variables: Any, step: int) -> None:
         features = self._extractor(variables)
-        self.features[step] = {path: features[path] for path in trees.select(features, self._layers)}
+        self.features[step] = {path: features[path] for path in self._layers}
 
     def rows(self) -> list[Row]:
         """For each step, layer and matrix ('nfm', 'agop'): Pearson and cosine with the last step's, effective rank."""

@@ -20,7 +20,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from agop_jax.core import hosts, tensors, trees
-from agop_jax.core.errors import UserError
+from agop_jax.core.errors import UserError, first_line
 
 FORMAT = 1
 METADATA, ARRAYS = "metadata.json", "arrays"
@@ -98,7 +98,7 @@ def _unreadable(path: Path, described: Mapping[str, Any], error: Exception) -> U
     """The files are as they were written, by their checksums: they are not to be thrown away."""
     versions = ", ".join(f"{name} {version}" for name, version in described["versions"].items())
     return UserError(
-        f"{str(path)!r} cannot be read here ({_first_line(error)}), though its files are whole: read it with the "
+        f"{str(path)!r} cannot be read here ({first_line(error)}), though its files are whole: read it with the "
         f"versions that wrote it, {versions}"
     )
 
@@ -162,7 +162,7 @@ def _check_files(path: Path, stated: Mapping[str, list[int]]) -> None:
     try:
         there = _checksums(path)
     except OSError as error:
-        raise UserError(f"{str(path)!r} cannot be read ({_first_line(error)}): make its files readable") from None
+        raise UserError(f"{str(path)!r} cannot be read ({first_line(error)}): make its files readable") from None
     for name, (size, checksum) in stated.items():
         if name not in there:
             raise UserError(f"{str(path / name)!r} is missing: {RESTORE}")
@@ -188,9 +188,9 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{str(file)!r} is missing: nothing was saved there, or not by this program") from None
     except OSError as error:
-        raise UserError(f"{str(file)!r} cannot be read ({_first_line(error)}): make it readable") from None
+        raise UserError(f"{str(file)!r} cannot be read ({first_line(error)}): make it readable") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{str(file)!r} is no JSON ({_first_line(error)}): {RESTORE}") from None
+        raise UserError(f"{str(file)!r} is no JSON ({first_line(error)}): {RESTORE}") from None
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         got = described.get("format") if isinstance(described, dict) else type(described).__name__
         raise UserError(
@@ -208,7 +208,3 @@ def _sealed(described: Mapping[str, Any]) -> str:
 
 def _checksum(described: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(described).encode())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -97,7 +97,8 @@ def compile_within_memory(
       arguments: on the device; shapes and types are those of every later call.
       what: it is, for the message: 'a training step'.
       remedy: what the user can do: 'lower config.train.batch_size'.
-      ample: bytes above which, on a CPU, memory counts more than speed; it does in any case where it is short.
+      ample: above this many bytes, a CPU's step is compiled for little memory rather than for speed. A step that would
+        not fit otherwise is always compiled so.
       **jit_options: of `jax.jit`.
 
     Raises:

@@ -125,7 +125,7 @@ def by_first(work: Callable[[], None]) -> None:
 
 
 def require_same(what: str, text: str, remedy: str) -> None:
-    """Whether all processes have one text; those of two programs would wait for each other in the wrong places.
+    """Refuses processes whose texts differ: those of two programs would wait for each other in the wrong places.
 
     Raises:
       UserError: on all of them.

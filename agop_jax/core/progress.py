@@ -20,14 +20,14 @@ class Lines(tqdm):
     """A bar that is written as lines, for logs; nothing of what ends within the first 30 seconds."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._said = time.monotonic()
+        self._last = time.monotonic()
         super().__init__(*arguments, **options, bar_format=LINE, miniters=1)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """One more line, if the time has come."""
-        if (now := time.monotonic()) - self._said < EVERY:
+        if (now := time.monotonic()) - self._last < EVERY:
             return False
-        self._said = now
+        self._last = now
         print(self, file=self.fp, flush=True)
         return True
 

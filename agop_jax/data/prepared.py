@@ -121,7 +121,7 @@ def _reader(builder: Any, splits: list[str]) -> Callable[[int], Any]:
 
 def _damaged(directory: Path, error: Exception) -> UserError:
     """What the system refuses, such as one more open file or a file of another user, says nothing of the data."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    reason = first_line(error)
     if isinstance(error, (OSError, MemoryError, ImportError, NotImplementedError)):
         return UserError(f"{str(directory)!r} cannot be read ({reason}): its files may well be whole")
     return UserError(f"{str(directory)!r} cannot be read ({reason}): delete it and prepare it anew")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from agop_jax.core import trees
-from agop_jax.core.errors import UserError
+from agop_jax.core.errors import UserError, first_line
 from agop_jax.data import Dataset, Pipeline
 from agop_jax.experiments import outlines
 from agop_jax.experiments.donors import pipeline_for
@@ -53,8 +53,7 @@ def outline(model: nn.Module, pipeline: Pipeline, shape: Sequence[int], num_clas
     except UserError:
         raise
     except Exception as error:  # of JAX and Flax, by what does not fit
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{type(model).__name__} does not take images of {inputs} ({reason[:200]})") from error
+        raise UserError(f"{type(model).__name__} does not take images of {inputs} ({first_line(error)})") from error
     return Outline(kernels, inputs, num_classes)
 
 

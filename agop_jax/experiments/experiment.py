@@ -180,6 +180,8 @@ def make_donors(
     known = bool(config.donor.source) or hosts.exists(path / DONOR)
     if not known:
         _check(config, stages, _config_outline(config, dataset), recipient_data)
+    if stages != ["donor"] and config.donor.source != machines.SOURCE:  # a machine leaves its features itself
+        _require(stages, "features", path / FEATURES)
     donor = load_donor(config, dataset, path, environment)
     if known:
         pipeline = donor_pipeline(config, dataset, donor)
@@ -187,7 +189,6 @@ def make_donors(
         _check(config, stages, shapes, recipient_data)
     if stages == ["donor"]:
         return {}
-    _require(stages, "features", path / FEATURES)
     donors = {"trained": donor_network(config, dataset, donor, path / FEATURES)}
     if any(method.untrained for method in methods(config)):
         start = untrained_donor(config, dataset, donor.model)._replace(mean=donor.mean, std=donor.std)

@@ -194,6 +194,6 @@ class Work:
 
 
 def require_suffix(target: str | Path) -> None:
-    """Whether a file is to be written that PyTorch can read."""
+    """Refuses a file name that PyTorch's reader would not know."""
     if Path(target).suffix != SUFFIX:
         raise UserError(f"{str(target)!r}: wanted a name that ends in {SUFFIX}")

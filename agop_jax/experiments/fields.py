@@ -99,14 +99,14 @@ def require(path: str, value: Any, holds: bool, domain: str) -> None:
 
 
 def require_numbers(name: str, section: Any, fields: Iterable[str], least: int) -> None:
-    """Whether these fields of a section have at least this value."""
+    """Refuses fields of a section below this value."""
     prefix = "" if name == "config" else f"{name}."
     for key in fields:
         require(f"{prefix}{key}", getattr(section, key), getattr(section, key) >= least, f"{least} or more")
 
 
 def require_pattern(path: str, pattern: str) -> None:
-    """Whether it is a regular expression at all."""
+    """Refuses what is not a regular expression."""
     try:
         re.compile(pattern)
     except re.error as error:
@@ -114,7 +114,7 @@ def require_pattern(path: str, pattern: str) -> None:
 
 
 def require_local(values: Mapping[str, Any], prefix: str = "config") -> None:
-    """Whether no field names a file or directory by a URL: nothing here reads or writes buckets."""
+    """Refuses a URL in place of a file or directory: nothing here reads or writes buckets."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             require_local(value, f"{prefix}.{key}")

@@ -15,7 +15,7 @@ from flax.errors import FlaxError
 from agop_jax.analysis import transforms
 from agop_jax.analysis.ansatz import ansatz_report
 from agop_jax.core import files, trees
-from agop_jax.core.errors import UserError
+from agop_jax.core.errors import UserError, first_line
 from agop_jax.data import Dataset
 from agop_jax.data.images import read_photograph
 from agop_jax.experiments.donors import DonorNetwork
@@ -114,7 +114,7 @@ def write_gallery(
     except Stopped:
         raise
     except Exception as error:
-        note = f"There are no pictures of the donor's features: {_first_line(error)}"
+        note = f"There are no pictures of the donor's features: {first_line(error)}"
         logging.warning("%s", note)
         logging.debug("what went wrong with the pictures", exc_info=True)
         contents = {"entries": [], "note": note}
@@ -136,10 +136,6 @@ def _picture(file: str, donor: DonorNetwork, dataset: Dataset) -> np.ndarray:
         return dataset.test.take(np.arange(1)).load().images[0]
     picture = read_picture(file)
     return picture.mean(-1, keepdims=True).astype(np.uint8) if len(donor.pipeline.mean) == 1 else picture
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _drawn(donor: DonorNetwork, picture: np.ndarray, layers: str) -> list[Entry]:

@@ -13,7 +13,7 @@ RECIPIENT = rf"[\w.@=+-]+_{SETTING}_s\d+"  # as `tables.recipient_name` makes it
 PLACE = r"((_with_\d+_images|_at_width_[\d.e+-]+|_after_\d+_steps)+)"  # as `pictures` names it
 FIGURE = (
     rf"(accuracy|learning_curves|loss_gap)_{SETTING}|accuracy_by_(train_size|width|budget){PLACE}|"
-    "filters|spectra|ansatz|donor(_heat_maps|_eigenvectors|_transforms|_feature_maps)?"
+    "filters|spectra|ansatz|machine_(matrices|rounds)|donor(_heat_maps|_eigenvectors|_transforms|_feature_maps)?"
 )
 TABLES = r"(results|learning_rates|fits|spectra|ansatz|summary)\.csv"
 TEXTS = r"(config|data|donor|gallery)\.json|environments\.jsonl|report\.html"

@@ -78,9 +78,9 @@ class Config(Section):
 
     @property
     def donor_seeds(self) -> tuple[int, ...]:
-        """The seeds of the donors. The experiment's own seed comes first where it is among them."""
+        """The seeds of the donors. In order, the experiment's own first if it is one of them."""
         seeds = self.donor.seeds or (self.seed,)
-        return tuple(sorted(seeds, key=lambda seed: seed != self.seed))
+        return tuple(sorted(seeds, key=lambda seed: (seed != self.seed, seed)))
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "Config":

@@ -126,7 +126,10 @@ def claim(workdir: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> 
 
 
 def _claim(workdir: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    if _changed_config(workdir, config) + _changed_data(workdir, data):  # checkpoints of runs that are no more
+    changed = _changed_config(workdir, config) + _changed_data(workdir, data)
+    if "recipients.layers" in changed:
+        (workdir / ANSATZ).unlink(missing_ok=True)  # it is of the layers that were selected before
+    if changed:  # checkpoints of runs that are no more
         every = (workdir, *further_donors(workdir))
         for run in (run for directory in every for run in (directory / CHECKPOINTS).glob("*")):
             if run.name == DONOR or re.fullmatch(rf"{leftovers.RECIPIENT}_lr[\d.e+-]+", run.name):

@@ -34,13 +34,15 @@ class BatchStream:
 
     Raises:
       UserError: a batch size that is no whole number above 0, inputs that are no arrays of numbers, are not finite or
-        have other numbers of examples than labels, or no example at all.
+        have other numbers of examples than labels, no example at all, or labels beside an iterable.
     """
 
     def __init__(self, inputs: Any, labels: Any, batch_size: Any, parts: int = 1) -> None:
         if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
             raise UserError(f"batch_size: needed a whole number of 1 or more, got {batch_size!r}")
         whole = _is_one_batch(inputs)
+        if labels is not None and not whole:
+            raise UserError("labels: an iterable of inputs brings its own, as (inputs, labels) pairs")
         pieces = iter([(inputs, labels)] if whole else map(_pair, inputs))
         first = next(pieces, None)
         if first is None or not num_examples(first[0]):

@@ -41,7 +41,7 @@ class Dataflow:
       kernels: which parameters are in the kernel of each site.
       scopes: the calls that hold such a product.
       sums: sets of products whose outputs are added to each other.
-      biases: the parameter first added to a product.
+      biases: the parameter first added to a product, as it is: not subtracted, and not scaled.
       uses: the primitives in which a parameter meets the inputs without being a layer.
       stacks: the fewest scans that slice a parameter where it meets the inputs.
       closed_over: shapes of closed-over arrays that data is multiplied with.
@@ -95,7 +95,7 @@ class Dataflow:
             return self._call(eqn, operands, place, depth)
         self._note_uses(name, operands)
         if name in SUMS:
-            self._note_sum(operands)
+            self._note_sum(name, operands)
         if name in CHANNELWISE:
             self._note_companions(operands)
         return [result_of(eqn, operands, number) for number in range(len(eqn.outvars))]
@@ -160,7 +160,7 @@ class Dataflow:
             carry = [join(pair) for pair in zip(entering[first:last], results[: last - first], strict=True)]
             if settled(entering[first:last], carry):
                 return [
-                    replace(o, stack=o.stack - {depth}, recipe=hash((place, number)), shape=None)
+                    replace(o, stack=o.stack - {depth}, recipe=hash((place, number)), parameter=None, shape=None)
                     for number, o in enumerate(results)
                 ]
             entering[first:last] = carry
@@ -199,12 +199,12 @@ class Dataflow:
                 self.companions.setdefault(leaf, place)
                 self.behind |= {leaf} if place in self.normalised else set()
 
-    def _note_sum(self, operands: list[Origin]) -> None:
+    def _note_sum(self, name: str, operands: list[Origin]) -> None:
         if layers := frozenset().union(*(operand.layers for operand in operands)):
             self.sums.add(layers)
         for product, other in (operands, operands[::-1]):
-            if product.product and other.is_kernel and len(other.params) == 1:
-                self.biases.setdefault(product.product, next(iter(other.params)))
+            if name != "sub" and product.product and other.parameter is not None:
+                self.biases.setdefault(product.product, other.parameter)
 
 
 def body_of(eqn: Any) -> core.ClosedJaxpr:

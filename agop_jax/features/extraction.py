@@ -75,9 +75,10 @@ def extract(
     extractor = Extractor(
         model, variables, inputs, outputs=outputs, labels=labels, batch_size=batch_size, apply_kwargs=apply_kwargs
     )
+    chosen = trees.select(extractor.layers, layers)
     batches = bar(extractor.stream(), f"extract ({method})", total=extractor.total, unit="batch", show=progress)
     features = extractor.sums(method, batches, num_probes, key)
-    return {path: features[path] for path in trees.select(features, layers)}
+    return {path: features[path] for path in chosen}
 
 
 class Extractor:
@@ -109,6 +110,11 @@ class Extractor:
         warn_of_bytes(self._first[0])
         self._steps = steps_of(self._network, self._first[0], outputs, self._mesh)
         self._kept: list[Batch] | None = None
+
+    @property
+    def layers(self) -> list[str]:
+        """Paths of all layers, in the order of the computation."""
+        return list(self._steps.tapped.layers)
 
     @property
     def variables(self) -> tuple[Any, Any]:
@@ -181,12 +187,19 @@ _SUMS = {"gram": Extractor._exact, "probe": Extractor._probes, "patch_jacobian":
 
 
 def merge(parts: Sequence[Mapping[str, LayerFeatures]]) -> dict[str, LayerFeatures]:
-    """The features over all examples from those of disjoint parts, weighted by their numbers of examples."""
+    """The features over all examples from those of disjoint parts, weighted by their numbers of examples.
+
+    A standard error is left out: of parts with one key the errors are not independent.
+
+    Raises:
+      UserError: a part has no gradient Gram matrices, as of method 'patch_jacobian'.
+    """
     count = sum(next(iter(part.values())).count for part in parts)
     return {
         path: layer.replace(
-            gradient_gram=sum(jnp.asarray(part[path].gradient_gram) * (part[path].count / count) for part in parts),
+            gradient_gram=sum(jnp.asarray(part[path].required_gram) * (part[path].count / count) for part in parts),
             count=count,
+            standard_error=None,
         )
         for path, layer in parts[0].items()
     }

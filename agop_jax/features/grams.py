@@ -203,10 +203,11 @@ def _products_of_jacobian(site: Site, jacobian: Float[Array, "m ..."]) -> Float[
 def balanced_cotangents(key: PRNGKey, places: Int[Array, "n"], num_outputs: int) -> Float[Array, "n outputs"]:
     """Random cotangents of +-1 with E[v v^T] = I for each image, which add up to I over many images.
 
-    Rows of a Hadamard matrix, (-1)^(bits that i and j share), in random order and with random signs of its columns. Its
-    order is the power of two from `num_outputs` on. Over so many images the sum of v v^T is exactly a multiple of I, so
-    that what their Jacobians have in common adds no error: near the output that is nearly all. Independent signs
-    would add it in full.
+    The signs are rows of a Hadamard matrix, (-1)^(number of bits that i and j share), in random order and with random
+    signs of its columns. The order of the matrix is the smallest power of two that is at least `num_outputs`. Over as
+    many images as the matrix has rows, the v v^T add up to a multiple of I. What the Jacobians of these images have in
+    common then adds no error. Near the output they have nearly everything in common, and independent signs would leave
+    that error whole.
 
     Args:
       key: of one pass over all images, the same for each batch.

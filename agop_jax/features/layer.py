@@ -37,7 +37,7 @@ class LayerFeatures:
       groups: `feature_group_count` of the convolution.
       stacked: number of leading axes of the kernel that hold independent matrices: steps of scans, then heads.
       standard_error: root mean square of |estimate - AGOP|_F over the random cotangents of `probe`; else None.
-      bias: (cout,) of the layer, if it has one; for copies.
+      bias: (cout,) of the layer, if it has one; for copies and coupled methods.
       companions: {name: (cout,)} of what works on the layer's channels besides the bias, such as the scale, bias and
         statistics of a normalisation; for copies.
       patch_agop: the dense k x k AGOP of `patch_jacobian`, which yields no S where W lacks full column rank; else None.
@@ -66,7 +66,7 @@ class LayerFeatures:
         return f"LayerFeatures({self.path!r}, kernel {self.kernel.shape}, {matrices} {shape}, {self.count} examples)"
 
     def require(self, part: str) -> None:
-        """Whether 'nfm', 'agop' or 'filters' are known of this layer.
+        """Refuses a layer of which 'nfm', 'agop' or 'filters' is not known.
 
         Raises:
           UserError: the features were read as matrices, without this part.
@@ -101,7 +101,7 @@ class LayerFeatures:
         with jax.ensure_compile_time_eval():
             if self.patch_agop is not None:
                 return FeatureMatrix.from_dense(self.patch_agop)
-            return FeatureMatrix.from_product(self.matrix, self._gram)
+            return FeatureMatrix.from_product(self.matrix, self.required_gram)
 
     def factor(self, matrix: str) -> Float[Array, "*stack k filters"]:
         """F with F F^T = 'nfm', 'agop' or 'sqrt_agop', whose columns stay aligned with the donor's filters.
@@ -135,10 +135,11 @@ class LayerFeatures:
     @property
     def gram_root(self) -> Float[Array, "*stack filters filters"]:
         """The symmetric S^(1/2)."""
-        return FeatureMatrix.from_dense(self._gram).power(0.5).dense()
+        return FeatureMatrix.from_dense(self.required_gram).power(0.5).dense()
 
     @property
-    def _gram(self) -> Float[Array, "*stack filters filters"]:
+    def required_gram(self) -> Float[Array, "*stack filters filters"]:
+        """S; a `UserError` after `patch_jacobian`, which gives none."""
         if self.gradient_gram is None:
             raise UserError(f"layer {self.path!r}: method 'patch_jacobian' gives no gradient Gram matrix, use 'gram'")
         return self.gradient_gram

@@ -32,6 +32,7 @@ class Origin:
       inputs: whether inputs are in it.
       closed_over: whether it is an array, of two or more axes, that the function holds instead of being given.
       recipe: of a value of parameters alone, a number for how it was made: two values of one recipe are the same.
+      parameter: index of the parameter that it is, rearranged at most.
       shape: of the parameter that it is, possibly in another type, or with all axes but the last flattened.
       stack: scans, counted from outside, whose steps slice it.
       others: indices of the other variables in it, such as statistics.
@@ -47,6 +48,7 @@ class Origin:
     inputs: bool = False
     closed_over: bool = False
     recipe: int = 0
+    parameter: int | None = None
     shape: tuple[int, ...] | None = None
     stack: frozenset[int] = frozenset()
     others: frozenset[int] = frozenset()
@@ -80,11 +82,12 @@ def result_of(eqn: Any, operands: list[Origin], number: int) -> Origin:
         joined = replace(joined, recipe=recipe, uneven=uneven, number=_number(eqn, operands))
     if eqn.primitive.name not in LAYOUTS or len(operands) != 1:
         return joined
-    joined = replace(joined, product=operands[0].product, closed_over=operands[0].closed_over)
-    shape = operands[0].shape
+    own = operands[0]
+    joined = replace(joined, product=own.product, parameter=own.parameter, closed_over=own.closed_over)
+    shape = own.shape
     flat = shape and (math.prod(shape[:-1]), shape[-1])
     if shape and eqn.primitive.name in SAME_ORDER and eqn.outvars[0].aval.shape in (shape, flat):
-        return replace(joined, shape=shape, recipe=_flattened(eqn, operands[0], joined))
+        return replace(joined, shape=shape, recipe=_flattened(eqn, own, joined))
     return joined
 
 
@@ -151,5 +154,6 @@ def join(origins: Iterable[Origin]) -> Origin:
 
 def settled(carry: list[Origin], following: list[Origin]) -> bool:
     """Whether another step of a scan leaves the carry as it is. Recipes never settle, so they are not compared."""
-    plain = lambda origins: [replace(o, recipe=0, product=None, closed_over=False, shape=None) for o in origins]
+    same = {"recipe": 0, "product": None, "parameter": None, "closed_over": False, "shape": None}
+    plain = lambda origins: [replace(origin, **same) for origin in origins]
     return plain(carry) == plain(following)

@@ -29,11 +29,14 @@ _STEPS = Cache()
 
 def steps_of(network: Network, inputs: Any, outputs: Any, mesh: Mesh) -> "Steps":
     """The steps for batches like these inputs; those of an earlier call for the same model, shapes and outputs."""
-    key = (signature((network.params, network.others, inputs)), mesh, _key_of(outputs))
-    return _STEPS.get(network, key, lambda: _checked(network, inputs, Steps(network, inputs, outputs, mesh)))
+    make = lambda: _checked(network, inputs, Steps(network, inputs, outputs, mesh))
+    if (own := _key_of(outputs)) is None:
+        return make()
+    return _STEPS.get(network, (signature((network.params, network.others, inputs)), mesh, own), make)
 
 
 def _key_of(outputs: Any) -> Hashable:
+    """What tells these outputs from others; None of a function without weak references, such as an `itemgetter`."""
     if callable(outputs):
         try:
             return weakref.ref(outputs)
@@ -43,7 +46,7 @@ def _key_of(outputs: Any) -> Hashable:
 
 
 def _checked(network: Network, inputs: Any, steps: "Steps") -> "Steps":
-    _require_independence(network, inputs)
+    _require_independence(network, steps.output, inputs)
     if warning := uncovered(steps.tapped, network.params):
         logging.warning("%s", warning)
     return steps
@@ -59,6 +62,7 @@ class Steps:
       tapped: the network.
       num_classes: of logits; None where the model returns something else.
       num_outputs: m, the number of reverse passes of exact extraction.
+      output: (what the model returns, labels) -> (n, m), the outputs that are differentiated.
       kernels: (params, others) -> {layer: (kernel, bias or None, companions)}, as the layers use them.
       sums: the step of exact extraction; its last argument, (passes, m), chooses outputs by rows of the identity.
 
@@ -70,7 +74,7 @@ class Steps:
         self._mesh, self._unrolled = mesh, MAX_UNROLLED
         self.tapped = tapped = tap(network, _of_all_processes(inputs))
         function = weakly(outputs) if callable(outputs) else None
-        self._output = output = grams.output_function((lambda x: function()(x)) if function else outputs)
+        self.output = output = grams.output_function((lambda x: function()(x)) if function else outputs)
         labels = np.zeros(len(jax.tree.leaves(inputs)[0]), int)
         returned = jax.eval_shape(network.apply, network.params, network.others, inputs)
         self.num_outputs = jax.eval_shape(output, returned, labels).shape[1]
@@ -128,7 +132,7 @@ class Steps:
         places = first + block * batch_size + row
         cotangents = jax.vmap(lambda key: grams.balanced_cotangents(key, places, self.num_outputs))
         signs = cotangents(jax.random.wrap_key_data(keys, impl=implementation)) * weights[None, :, None]
-        return grams.gradient_grams(self.tapped, self._output, variables, inputs, labels, signs, keep_passes=True)
+        return grams.gradient_grams(self.tapped, self.output, variables, inputs, labels, signs, keep_passes=True)
 
     def by_definition(self, network: Network, variables: Any, batch: Batch) -> dict[str, Array]:
         """AGOPs of a batch, summed over its examples, one layer after another."""
@@ -140,7 +144,7 @@ class Steps:
         """The step of each layer by the definition, which gives its sum alone."""
         if not self._definitions:
             tapped = tap(network, jax.tree.map(_of_one, inputs))
-            agop = functools.partial(grams.patch_agop, tapped, self._output)
+            agop = functools.partial(grams.patch_agop, tapped, self.output)
             placed = _placed(self._mesh, 0)
             self._definitions |= {layer: jit(functools.partial(agop, layer=layer), **placed) for layer in tapped.layers}
         return self._definitions
@@ -169,20 +173,19 @@ def _kernels(tapped: Tapped, params: Any, others: Any) -> dict[str, tuple[Array,
     return {layer: (kernel, biases[layer], companions(layer)) for layer, kernel in kernels.items()}
 
 
-def _require_independence(network: Network, inputs: Any) -> None:
-    """Another example in the first place must not change what the network returns for the second."""
-    forward = jit(network.apply)
+def _require_independence(network: Network, output: Callable[..., Array], inputs: Any) -> None:
+    """Another example in the first place must not change the outputs of the second."""
+    forward = jit(lambda params, others, pair: output(network.apply(params, others, pair), jnp.zeros(2, int)))
     pair = jax.tree.map(lambda leaf: np.stack([leaf[0], leaf[0]]), inputs)
     other = jax.tree.map(_mirrored_first, pair)
     one, two = (forward(network.params, network.others, examples) for examples in (pair, other))
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
-        a, b = np.asarray(a[1], np.float64), np.asarray(b[1], np.float64)
-        if not np.allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max(initial=0), equal_nan=True):
-            raise UserError(
-                "the network's outputs for one example depend on the other examples of a batch, as those of BatchNorm "
-                "do in training: pass the model's own switch for inference, e.g. apply_kwargs={'train': False}; "
-                f"or inputs of shape {jax.tree.map(np.shape, inputs)} lack the leading axis of examples"
-            )
+    a, b = (np.asarray(outputs[1], np.float64) for outputs in (one, two))
+    if not np.allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max(initial=0), equal_nan=True):
+        raise UserError(
+            "the network's outputs for one example depend on the other examples of a batch, as those of BatchNorm "
+            "do in training: pass the model's own switch for inference, e.g. apply_kwargs={'train': False}; "
+            f"or inputs of shape {jax.tree.map(np.shape, inputs)} lack the leading axis of examples"
+        )
 
 
 def _mirrored_first(pair: np.ndarray) -> np.ndarray:

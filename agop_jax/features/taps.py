@@ -77,9 +77,9 @@ def _trace(network: Network, shapes: Any) -> tuple[core.ClosedJaxpr, Any]:
     except UserError:
         raise
     except Exception as error:  # whatever a stranger's model raises on inputs that it was not made for
-        inputs, said = jax.tree.map(jnp.shape, shapes[2]), first_line(error)
-        hint = _leading_axis(network, shapes) or _channels_first(inputs) or _other_size(network, said)
-        raise UserError(f"the model cannot be called on inputs of shape {inputs}{hint}: {said}") from error
+        inputs, message = jax.tree.map(jnp.shape, shapes[2]), first_line(error)
+        hint = _leading_axis(network, shapes) or _channels_first(inputs) or _other_size(network, message)
+        raise UserError(f"the model cannot be called on inputs of shape {inputs}{hint}: {message}") from error
 
 
 def _leading_axis(network: Network, shapes: Any) -> str:
@@ -100,17 +100,20 @@ def _channels_first(shape: Any) -> str:
     return ""
 
 
-def _other_size(network: Network, said: str) -> str:
+def _other_size(network: Network, message: str) -> str:
     """A flattened image of another size meets a matrix of other rows, which JAX and Flax name by its shape."""
     for path, leaf in zip(network.paths, jax.tree.leaves(network.params), strict=True):
-        if jnp.ndim(leaf) == 2 and f"({len(leaf)}," in said:
+        if jnp.ndim(leaf) == 2 and f"({len(leaf)}," in message:
             return f" (images of another size? {path!r} of shape {leaf.shape} takes {len(leaf)} numbers an example)"
     return ""
 
 
 def _origins(params: Any, others: Any, inputs: Any) -> list[Origin]:
     leaves = jax.tree.leaves(params)
-    marks = [Origin(frozenset([n]), recipe=hash(("parameter", n)), shape=x.shape) for n, x in enumerate(leaves)]
+    marks = [
+        Origin(frozenset([n]), recipe=hash(("parameter", n)), parameter=n, shape=leaf.shape)
+        for n, leaf in enumerate(leaves)
+    ]
     others = jax.tree.leaves(others)
     marks += [Origin(others=frozenset([n]), recipe=hash(("other", n))) for n in range(len(others))]
     shapes = [leaf.shape for leaf in jax.tree.leaves(inputs)]

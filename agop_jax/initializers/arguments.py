@@ -37,7 +37,7 @@ def key_of(key: Any) -> PRNGKey:
 
 
 def require_donor(name: str, method: Method, features: Any, donor: Any, inputs: Any) -> None:
-    """Whether the method has the features, the network and the examples that it needs."""
+    """Refuses a method that lacks the features, the network or the examples that it needs."""
     if method.needs_donor and features is None:
         raise UserError(f"init {name!r} needs the features of a donor, got features=None")
     if features is not None and not isinstance(features, Mapping):
@@ -60,7 +60,7 @@ def require_donor(name: str, method: Method, features: Any, donor: Any, inputs: 
 
 
 def require_filters(method: Method, features: Mapping[str, LayerFeatures]) -> None:
-    """Whether a method that uses the donor's own filters has them: features may be known as matrices alone."""
+    """Refuses features that are known as matrices alone, for a method that uses the donor's own filters."""
     if isinstance(method.source, Copy) or method.needs_network:
         for layer in features.values():
             layer.require("filters")

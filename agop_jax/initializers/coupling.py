@@ -98,7 +98,7 @@ class Mixture(NamedTuple):
 
 
 def require_kernel_size(path: str, donor: tuple[int, ...], recipient: tuple[int, ...]) -> None:
-    """Whether only the channels of two kernels differ: a basis maps channels, not positions in a kernel."""
+    """Refuses kernels that differ in more than their channels: a basis maps channels, not positions in a kernel."""
     if donor[:-2] != recipient[:-2]:
         raise UserError(
             f"layer {path!r}: the donor's kernel is {donor}, the recipient's {recipient}: coupled methods need the "

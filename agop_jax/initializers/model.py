@@ -69,13 +69,14 @@ def initialize(
       UserError: unknown method, a pattern that matches no layer, a layer that the donor lacks or whose shape does not
         fit, a kernel that is computed from its parameters, a donor missing where it is needed.
     """
+    name, _ = arguments.method_of(method)
     done = initialization(
         model, variables, inputs, features, method, key=key, layers=layers, donor=donor, apply_kwargs=apply_kwargs
     )
     for path, explained in done.explained_variance.items():
         if explained < POOR_FIT:
             logging.warning(
-                "init %r: only %.0f %% of the donor's input to %r is explained", method, 100 * explained, path
+                "init %r: only %.0f %% of the donor's input to %r is explained", name, 100 * explained, path
             )
     return done.variables
 
@@ -130,4 +131,5 @@ def _passes(model: Any, variables: Any, inputs: Any, donor: Donor | None, apply_
     training = open_network(model, variables, training=True, apply_kwargs=apply_kwargs)
     if donor is None:
         return Passes(training, inputs)
-    return Passes(training, inputs, open_network(donor.model, donor.variables), donor.inputs)
+    own = open_network(donor.model, donor.variables, apply_kwargs=donor.apply_kwargs)
+    return Passes(training, inputs, own, donor.inputs)

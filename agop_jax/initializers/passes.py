@@ -1,6 +1,7 @@
 """One evaluation of a recipient, and beside it of its donor, while the recipient's layers are drawn."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,11 +26,13 @@ class Donor(NamedTuple):
       model: with the recipient's layer names and strides; any kind of model that `extract` takes.
       variables: as for `extract`.
       inputs: the recipient's batch of inputs, normalised as the donor expects.
+      apply_kwargs: further arguments of its call, as for `extract`.
     """
 
     model: Any
     variables: Any
     inputs: Any
+    apply_kwargs: Mapping[str, Any] | None = None
 
 
 class Passes:

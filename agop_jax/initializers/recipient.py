@@ -135,7 +135,11 @@ class Recipient:
         shuffle_key, basis_key = jax.random.split(own_key)
         fit = coupling.shuffled(fit, shuffle_key) if method.shuffled else fit
         mixture = coupling.mixture(basis_key, mixing_key, method, layer, method.candidates * shape[-1])
-        in_shape = lambda mixture: (lambda kernel, bias: (kernel.reshape(shape), bias))(*mixture.kernel(fit))
+
+        def in_shape(mixture: coupling.Mixture) -> tuple[Array, Array]:
+            kernel, bias = mixture.kernel(fit)
+            return kernel.reshape(shape), bias
+
         shared = stream, layer.groups, layer.kernel.shape[-1], shape[-1]
         if shared in self._mixings:
             mixture = mixture._replace(xi=self._mixings[shared])

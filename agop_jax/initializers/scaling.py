@@ -31,8 +31,8 @@ class Statistics(NamedTuple):
 
 def statistics(site: Site, record: Record) -> Statistics:
     """The statistics of one chunk; steps of a scan that do not slice the kernel count as positions."""
-    rows = jnp.promote_types(record.outputs.dtype, jnp.float32)
-    function = lambda outputs: _filters_last(site, site.rows(outputs.astype(rows)))
+    dtype = jnp.promote_types(record.outputs.dtype, jnp.float32)
+    function = lambda outputs: _filters_last(site, site.rows(outputs.astype(dtype)))
     for _ in range(site.depth):
         function = jax.vmap(function)
     products = function(record.outputs)  # (*levels, *heads, positions, filters)

@@ -46,7 +46,7 @@ def _unanimous(
 
 
 def _likely(lines: Sequence[Overall]) -> tuple[str, str]:
-    if all(max(line.settings for line in lines) < 2 for _ in lines):
+    if max((line.settings for line in lines), default=0) < 2:
         return "", ""
     told = [line for line in lines if line.over_lsuv and line.over_lsuv.low > 0.5]
     names = (f"{line.init}{NBSP}{100 * line.over_lsuv.mean:.0f}{NBSP}%" for line in told if line.over_lsuv)

@@ -64,8 +64,8 @@ def _images(work: Work) -> str:
 def _donors(config: Mapping[str, Any], count: int) -> str:
     """How many, and how each was made."""
     donor = config.get("donor")
-    made = f", {setting_names.donor_name(donor).removeprefix('donor ')}" if donor else ""
-    return f"{count} donor{'s' if count > 1 else ''}{made}"
+    origin = f", {setting_names.donor_name(donor).removeprefix('donor ')}" if donor else ""
+    return f"{count} donor{'s' if count > 1 else ''}{origin}"
 
 
 def _seeds(seeds: Mapping[int, set[int]]) -> str:

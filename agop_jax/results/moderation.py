@@ -116,7 +116,7 @@ def inverse_trigamma(value: float) -> float:
 
 
 def _raised(own: Spread, prior: Prior) -> Spread:
-    if not own.df:
+    if own.df < 2:
         return own
     moderated = (prior.df * prior.variance + own.df * own.variance) / (prior.df + own.df)
     df = min(own.df + COUNTED * prior.df, max(prior.most, own.df))

@@ -41,7 +41,6 @@ class Work:
     environments: list[Row]
     results: list[Row]
     curves: Curves
-    donor: Row
     donors: dict[int, Row]
     donor_curve: list[Row]
     rates: list[Row]
@@ -86,7 +85,6 @@ def read_work(path: str | os.PathLike) -> Work:
         environments=read_environments(path, rows),
         results=rows,
         curves={recipient_of(row): _optional_metrics(path, name(row)) for row in rows},
-        donor=next(iter(donors.values()), {}),
         donors=donors,
         donor_curve=_optional_metrics(path, "donor"),
         rates=read_optional_rates(path / "learning_rates.csv", budget or rows[0]["budget"]),

@@ -172,7 +172,7 @@ class Classification(ClassifierMixin):
         return self.classes_[outputs.argmax(1)]
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "n classes"]:
-        """Outputs cut to the range of 0 to 1 and divided by their sum; least squares gives no others."""
+        """Outputs cut to the range of 0 to 1 and divided by their sum: least squares gives no true probabilities."""
         outputs = np.clip(self._by_class(self._outputs(X)), 1e-6, 1)
         return outputs / outputs.sum(1, keepdims=True)
 

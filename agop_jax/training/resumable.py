@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 
 from agop_jax.core import hosts
 from agop_jax.core.arrays import plain_path
-from agop_jax.core.errors import UserError
+from agop_jax.core.errors import UserError, first_line
 from agop_jax.core.progress import say
 from agop_jax.training.device_data import DeviceData
 from agop_jax.training.loop import Run, train
@@ -207,9 +207,9 @@ class _Checkpoints:
         try:
             restored = self._manager.restore(step, args=arguments)
         except Exception as error:  # ValueError, JSONDecodeError, KeyError, ... by what is wrong
-            path, reason = str(self.directory / str(step)), (str(error).splitlines() or [type(error).__name__])[0]
+            path = str(self.directory / str(step))
             raise UserError(
-                f"checkpoint {path!r} cannot be read ({reason[:200]}): restore its files, or move "
+                f"checkpoint {path!r} cannot be read ({first_line(error)}): restore its files, or move "
                 f"{str(self.directory)!r} elsewhere to train this run from its start"
             ) from error
         run.state, about = restored.state, restored.about

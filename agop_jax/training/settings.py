@@ -27,8 +27,8 @@ class Settings:
       weight_decay: L2, added to the gradient, as in PyTorch's SGD. Of 'adamw' it is decoupled (Loshchilov & Hutter
         2019): a step shrinks every parameter by learning rate x weight_decay, as in PyTorch's AdamW.
       schedule: 'constant', or 'cosine' from the peak to zero.
-      precision: of the passes through the network, 'float32' or 'bfloat16'; parameters, their updates, statistics of
-        BatchNorm and the loss are float32 always.
+      precision: of the passes of a training step, 'float32' or 'bfloat16'; evaluation, parameters, their updates,
+        statistics of BatchNorm and the loss are float32 always.
       evaluation_share: the part of the cost of the training steps that the evaluations on the way may take. They use
         a fixed part of the validation set, as large as that allows; the evaluation after the last step, which choices
         and results depend on, uses all. A training step counts as 3 forward passes of its images: forward, and

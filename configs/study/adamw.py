@@ -2,7 +2,7 @@
 
 Command:  python -m agop_jax.main --config=configs/study/adamw.py --workdir=runs/study/adamw
           The donors are trained with SGD as in the other settings.
-Cost:     about an hour on one CPU core: 3 donors and some 360 runs of 250 steps.
+Cost:     87 minutes on one of two CPU cores, with other jobs beside it: 3 donors and some 360 runs of 250 steps.
 Result:   docs/evidence.md
 """
 

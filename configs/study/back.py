@@ -1,7 +1,7 @@
 """From CIFAR-10 to 2,000 images of CIFAR-100: does a donor of fewer classes serve as well?
 
 Command:  python -m agop_jax.main --config=configs/study/back.py --workdir=runs/study/back
-Cost:     about an hour on one CPU core: 3 donors and some 360 runs of 250 steps.
+Cost:     137 minutes on one of two CPU cores, with other jobs beside it: 3 donors and some 360 runs of 250 steps.
 Result:   docs/evidence.md
 """
 

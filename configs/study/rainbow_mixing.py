@@ -3,7 +3,7 @@
 Command:  python -m agop_jax.main --config=configs/study/rainbow_mixing.py --workdir=runs/study/rainbow_mixing
           White et al. (2024) report that Rainbow sampling fails on ResNet-18. One donor, 5 seeds; results.csv has the
           linear probe before training.
-Cost:     about 45 minutes on one CPU core: a donor and some 55 runs of 250 steps.
+Cost:     58 minutes on one of two CPU cores, with other jobs beside it: a donor and some 55 runs of 250 steps.
 Result:   docs/evidence.md
 """
 

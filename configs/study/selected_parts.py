@@ -2,7 +2,7 @@
 
 Command:  python -m agop_jax.main --config=configs/study/selected_parts.py --workdir=runs/study/selected_parts
           The setting is that of `transfer_2000`. Its finished work directory, copied, saves the donors and four inits.
-Cost:     about 80 minutes on one CPU core: 3 donors and some 210 runs of 250 steps; 25 minutes from such a copy.
+Cost:     about 80 minutes on one CPU core: 3 donors and some 210 runs of 250 steps; 30 minutes from such a copy.
 Result:   docs/evidence.md
 """
 
