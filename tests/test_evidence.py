@@ -82,6 +82,26 @@ def test_fits_that_the_page_tells_are_those_of_the_run():
     assert max(np.median(fits[f"rainbow@{how}"]) for how in ("shared", "independent")) < 0
 
 
+def test_what_the_page_tells_of_mnist():
+    accuracies, rates = {}, {}
+    for row in read_results(KEPT / "mnist" / "results.csv"):
+        accuracies.setdefault(row["init"], []).append(100 * row["test_accuracy"])
+    medians = {init: np.median(values) for init, values in accuracies.items()}
+    assert max(medians, key=lambda init: medians[init]) == "selected"
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    assert (
+        f"highest median of all inits, {medians['selected']:.1f} %, and a mean of {np.mean(accuracies['selected']):.0f} %"
+        in page
+    )
+    assert sum(value < 20 for value in accuracies["selected"]) == 3
+    with (KEPT / "mnist" / "learning_rates.csv").open() as file:
+        for row in csv.DictReader(file):
+            if (row["init"], row["seed"]) == ("selected", "0"):
+                rates[row["learning_rate"]] = float(row["validation_accuracy"])
+    assert max(rates.values()) == rates["0.1"]
+    assert min(rates[rate] for rate in ("0.02", "0.05")) > rates["0.1"] - 0.01
+
+
 def test_every_setting_is_paired_and_complete(runs):
     for run in runs:
         seeds = {}

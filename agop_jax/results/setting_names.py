@@ -9,7 +9,7 @@ from typing import Any
 from agop_jax.results.summary_words import TIMES, width_factor
 from agop_jax.results.tables import Setting
 
-Facts = dict[str, str]  # what -> words; '' for what is at its default
+Facts = dict[str, str]  # what -> words; '' for what is off or at its default
 
 # What a name does not tell: it selects results and says nothing of what they are, or stands in the facts already.
 UNTOLD = (
@@ -48,8 +48,8 @@ def facts(config: Mapping[str, Any], setting: Setting) -> Facts:
         "budget": f"{setting.budget:,} steps",
         "optimizer": _optimizer(train),
     }
-    other = {name: _value(value) for name, value in _flat(config).items() if not _untold(name)}
-    return told | {name: f"{_field(name)} {value}" for name, value in other.items()}
+    other = {name: value for name, value in _flat(config).items() if not _untold(name)}
+    return told | {name: _words(name, value) for name, value in other.items()}
 
 
 def names(settings: Sequence[Facts], runs: Sequence[str]) -> list[str]:
@@ -113,10 +113,13 @@ def _untold(name: str) -> bool:
     return any(name == field or name.startswith(f"{field}.") for field in UNTOLD)
 
 
-def _field(name: str) -> str:
-    """'batch_size' of train.batch_size, 'donor batch_size' of donor.train.batch_size."""
+def _words(name: str, value: Any) -> str:
+    """'batch_size 64' of train.batch_size, 'donor batch_size 64' of donor.train.batch_size, 'rgb' where it is on."""
     section, last = name.partition(".")[0], name.rpartition(".")[2]
-    return f"donor {last}" if section == "donor" else last
+    field = f"donor {last}" if section == "donor" else last
+    if value is False or (last == "resize" and not value):
+        return ""
+    return field if value is True else f"{field} {_value(value)}"
 
 
 def _value(value: Any) -> str:
