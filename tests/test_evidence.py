@@ -89,10 +89,8 @@ def test_what_the_page_tells_of_mnist():
     medians = {init: np.median(values) for init, values in accuracies.items()}
     assert max(medians, key=lambda init: medians[init]) == "selected"
     page = (ROOT / "docs" / "evidence.md").read_text()
-    assert (
-        f"highest median of all inits, {medians['selected']:.1f} %, and a mean of {np.mean(accuracies['selected']):.0f} %"
-        in page
-    )
+    median, mean = medians["selected"], np.mean(accuracies["selected"])
+    assert f"highest median of all inits, {median:.1f} %, and a mean of {mean:.0f} %" in page
     assert sum(value < 20 for value in accuracies["selected"]) == 3
     with (KEPT / "mnist" / "learning_rates.csv").open() as file:
         for row in csv.DictReader(file):
