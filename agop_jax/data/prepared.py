@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from agop_jax.core.errors import UserError, unknown_name
+from agop_jax.core.errors import UserError, first_line, unknown_name
 from agop_jax.core.progress import bar
 from agop_jax.data.images import decode
 from agop_jax.data.splits import Source, StoredSplit
