@@ -2,7 +2,7 @@
 
 Command:  python -m agop_jax.main --config=configs/study/lenet5.py --workdir=runs/study/lenet5
           Filters of 5 x 5, few channels, and dense layers that hold most of the weights.
-Cost:     90 minutes on one of two CPU cores, with other jobs beside it: 3 donors and 411 runs of 250 steps.
+Cost:     48 minutes on one of two CPU cores, with other jobs beside it: 3 donors and 411 runs of 250 steps.
 Result:   docs/evidence.md
 """
 

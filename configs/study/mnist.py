@@ -2,7 +2,7 @@
 
 Command:  python -m agop_jax.main --config=configs/study/mnist.py --workdir=runs/study/mnist
           The donor sees CIFAR-10 in colour, the recipients grey digits as three equal channels.
-Cost:     about an hour on one CPU core: 3 donors and some 360 runs of 250 steps.
+Cost:     87 minutes on one of two CPU cores, with other jobs beside it: 3 donors and some 410 runs of 250 steps.
 Result:   docs/evidence.md
 """
 
