@@ -2,14 +2,12 @@
 
 # ruff: noqa: E402
 
-import functools
 import gc
 import math
 import mmap
 import os
 import pathlib
 import re
-import threading
 
 import jaxlib
 
@@ -50,25 +48,9 @@ install_import_hook(SHAPED, "beartype.beartype")  # before the first import of t
 
 import jax
 import pytest
-from jax._src.interpreters import mlir
+from shared_context import share
 
-
-def _share_contexts():
-    """One MLIR context for all that the main thread lowers; returns what forgets it.
-
-    JAX makes a context for each function that it lowers. That takes a fifth of the time of tests, which lower
-    thousands of small functions once. A JAX without this private function is left as it is.
-    """
-    make = getattr(mlir, "make_ir_context", None)
-    if make is None:
-        return lambda: None
-    shared = functools.cache(make)
-    in_main = lambda: threading.current_thread() is threading.main_thread()
-    mlir.make_ir_context = lambda: shared() if in_main() else make()
-    return shared.cache_clear
-
-
-_forget_context = _share_contexts()
+forget_context = share()
 
 
 def pytest_configure(config):
@@ -95,7 +77,7 @@ def _forgetful():
     """What one file compiled is of little use to the next; kept, it took a worker to 6 GB."""
     yield
     jax.clear_caches()
-    _forget_context()
+    forget_context()
 
 
 @pytest.fixture

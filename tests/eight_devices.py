@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from shared_context import share
 
 from agop_jax import extract
 from agop_jax.core import devices
@@ -167,6 +168,7 @@ def difference(many, one) -> float:
 
 
 def main() -> None:
+    share()
     found = {"devices": jax.device_count()}
     for batch_size in (16, 12, 7):
         many = losses(batch_size)

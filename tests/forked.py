@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from shared_context import share
+
 ROOT = Path(__file__).parent.parent
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["agop_jax.main", "sklearn.datasets", "tensorboardX"])
@@ -78,6 +80,7 @@ def _run(arguments: tuple[str, ...], *streams: Path) -> None:
         os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(ROOT)
     sys.argv = ["agop_jax.main", *arguments]
+    share()
     from agop_jax import main
 
     main.run()
