@@ -76,14 +76,21 @@ def save(figure: Figure, stem: str | os.PathLike) -> bytes:
     """Write `stem`.png (150 dpi) and `stem`.svg, byte for byte the same for the same figure; returns the SVG."""
     formats = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
     with matplotlib.rc_context(STYLE):
-        figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # each form would else lay the panels out anew, twice: most of the time
-    for suffix, metadata in formats.items():
-        buffer = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
+        _lay_out(figure)
+    with matplotlib.rc_context({**STYLE, "figure.constrained_layout.use": False}):
+        for suffix, metadata in formats.items():
+            buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
-        atomic_write_bytes(Path(f"{stem}.{suffix}"), buffer.getvalue())
+            atomic_write_bytes(Path(f"{stem}.{suffix}"), buffer.getvalue())
     return buffer.getvalue()
+
+
+def _lay_out(figure: Figure) -> None:
+    """Places the panels for good: an engine would lay them out anew for each form, and draw the figure once more."""
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+    with matplotlib.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)
 
 
 @matplotlib.rc_context(STYLE)
