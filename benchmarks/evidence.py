@@ -1,7 +1,8 @@
 """Tables and picture of docs/evidence.md from the runs of configs/study: python -m benchmarks.evidence [--runs=DIR]
 
 DIR holds finished work directories. Of each one, docs/evidence keeps the config and the tables of results, from which
-the page, the picture and the README's bullets are made. Without --runs they are made anew from what is kept.
+the page, the picture and the README's bullets are made, and of `cifar_transfer` the table of docs/initialisations.md.
+Without --runs they are made anew from what is kept.
 """
 
 import argparse
@@ -13,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from agop_jax.core.errors import UserError
-from agop_jax.initializers.registry import donor_free
+from agop_jax.initializers.drawn import Drawn
+from agop_jax.initializers.registry import donor_free, get_method
 from agop_jax.results import comparison, figures, matrix, statistics, summary
 from agop_jax.results.comparison_figures import MARKS
 from agop_jax.results.intervals import Interval
@@ -32,6 +34,7 @@ QUESTIONS = {  # runs with a table of their own, and what their inits are compar
     "half_width": LSUV,
     "double_width": LSUV,
 }
+CHOICE = "cifar_transfer"  # the run whose table helps to choose an initialisation
 KEPT = ("config.json", "results.csv", "learning_rates.csv", "fits.csv", "donor.json", "environments.jsonl")
 TOLD = {  # in the README: an init, and what leads to it
     "copy": "**Copy a well-trained donor where shapes allow**: `copy`",
@@ -73,6 +76,8 @@ def write(root: Path, folder: Path) -> None:
     columns = study(runs)
     replace_section(root / "docs" / "evidence.md", page_section(runs), "evidence")
     replace_section(root / "README.md", readme_section(columns), "evidence")
+    for run in (run for run in runs if run.name == CHOICE):
+        replace_section(root / "docs" / "initialisations.md", choice_section(run), "transfer")
     _, figure = comparison.differences_figure(columns, matrix.overall(columns))
     figures.save(figure, folder / "matrix")
 
@@ -83,9 +88,14 @@ def kept_runs(folder: Path) -> list[Run]:
     return read_runs([folder / name for name in names])
 
 
+def settings(runs: Sequence[Run]) -> list[Run]:
+    """Those of the study, which are compared with one another."""
+    return [run for run in runs if run.name not in (*QUESTIONS, CHOICE)]
+
+
 def study(runs: Sequence[Run]) -> list[Column]:
-    """The settings that are compared with one another."""
-    runs = [run for run in runs if run.name not in QUESTIONS]
+    """The columns of the settings."""
+    runs = settings(runs)
     return matrix.columns(runs, donor_free({row["init"] for run in runs for row in run.work.results}))
 
 
@@ -177,16 +187,49 @@ def _share(interval: Interval | None) -> str:
 
 def question_table(run: Run) -> str:
     """Of a run with a question of its own: probe before training, accuracy after it, difference from one init."""
-    against, results = QUESTIONS[run.name], run.work.results
-    judged = run.work.judged | {"donor_free": donor_free({row["init"] for row in results})}
-    differences = {one.init: one for one in statistics.compare(results, baseline=against, controls=(), **judged)}
+    against = QUESTIONS[run.name]
+    lines, differences = _judged(run, against)
     rows = [
         [f"`{line.init}`", f"{100 * line.probe_accuracy:.1f}", _accuracy(line), _points(differences.get(line.init))]
-        for line in summary.summarise(results, run.work.curves, **judged)
+        for line in lines
     ]
     return _table(
         [f"`{run.name}`", "probe before training, %", "test accuracy, %", f"against `{against}`, points"], rows
     )
+
+
+def choice_section(run: Run) -> str:
+    """What each init needs, what it gives, and how near its filters are to the donor's."""
+    lines, differences = _judged(run, LSUV)
+    rows = [
+        [
+            f"`{line.init}`",
+            needs(line.init),
+            _accuracy(line),
+            _points(differences.get(line.init)),
+            f"{100 * line.probe_accuracy:.1f}",
+            f"{line.nearest_cosine:.2f}",
+        ]
+        for line in lines
+    ]
+    header = ["method", "needs", "test accuracy, %", f"against `{LSUV}`, points", "probe before training, %"]
+    return _table([*header, "cosine to the donor's filters"], rows)
+
+
+def needs(init: str) -> str:
+    """Such as 'donor, images'."""
+    method = get_method(init)
+    labels = isinstance(method.source, Drawn)
+    words = {"donor": method.uses_donor, "images": method.needs_examples or labels, "labels": labels}
+    return ", ".join(word for word, is_needed in words.items() if is_needed) or "nothing"
+
+
+def _judged(run: Run, against: str) -> tuple[list[Summary], dict[str, Difference]]:
+    """A line for each init, the best first, and by init the difference from one of them."""
+    results = run.work.results
+    judged = run.work.judged | {"donor_free": donor_free({row["init"] for row in results})}
+    differences = statistics.compare(results, baseline=against, controls=(), **judged)
+    return summary.summarise(results, run.work.curves, **judged), {one.init: one for one in differences}
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "docs" / "evidence"
 
 
-def section(page: Path) -> str:
-    match = re.search(r"<!-- evidence -->\n(.*?)<!-- /evidence -->", page.read_text(), re.DOTALL)
+def section(page: Path, name: str = "evidence") -> str:
+    match = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", page.read_text(), re.DOTALL)
     assert match
     return match[1]
 
@@ -31,6 +31,8 @@ def runs():
 def test_pages_are_made_from_the_tables_that_are_kept(runs):
     assert section(ROOT / "docs" / "evidence.md") == evidence.page_section(runs)
     assert section(ROOT / "README.md") == evidence.readme_section(evidence.study(runs))
+    (choice,) = (run for run in runs if run.name == evidence.CHOICE)
+    assert section(ROOT / "docs" / "initialisations.md", "transfer") == evidence.choice_section(choice)
 
 
 def test_numbers_of_the_page_are_means_of_results(runs):
@@ -40,7 +42,7 @@ def test_numbers_of_the_page_are_means_of_results(runs):
     start = next(number for number, line in enumerate(lines) if line[0].startswith("| against"))
     header, differences = lines[start], lines[start : lines.index([""], start)]
     names = [name.strip("`| ") for name in header[1:]]
-    for run in (run for run in runs if run.name not in evidence.QUESTIONS):
+    for run in evidence.settings(runs):
         values = {}
         for row in read_results(KEPT / run.name / "results.csv"):
             values.setdefault(row["init"], {})[row["seed"]] = 100 * row["test_accuracy"]
@@ -68,6 +70,21 @@ def test_a_question_of_its_own_is_answered_against_its_own_init(tmp_path):
     assert float(line[-1].split(" ±")[0]) == pytest.approx(difference, abs=0.0501)
     (own,) = (line for line in lines if line[0] == "| `selected`")
     assert own[-1] == " |"
+
+
+@pytest.mark.parametrize(
+    ("init", "words"),
+    [
+        ("kaiming_normal", "nothing"),
+        ("nfm", "donor"),
+        ("selected", "donor, images"),
+        ("whitened", "images"),
+        ("convrfm@lsuv", "images, labels"),
+        ("matched_spectrum:coupled_nfm", "donor, images"),
+    ],
+)
+def test_what_a_method_needs(init, words):
+    assert evidence.needs(init) == words
 
 
 def test_fits_that_the_page_tells_are_those_of_the_run():
