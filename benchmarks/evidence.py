@@ -76,8 +76,8 @@ def write(root: Path, folder: Path) -> None:
     columns = study(runs)
     replace_section(root / "docs" / "evidence.md", page_section(runs), "evidence")
     replace_section(root / "README.md", readme_section(columns), "evidence")
-    for run in (run for run in runs if run.name == CHOICE):
-        replace_section(root / "docs" / "initialisations.md", choice_section(run), "transfer")
+    (choice,) = (run for run in runs if run.name == CHOICE)
+    replace_section(root / "docs" / "initialisations.md", choice_section(choice), "transfer")
     _, figure = comparison.differences_figure(columns, matrix.overall(columns))
     figures.save(figure, folder / "matrix")
 

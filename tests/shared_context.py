@@ -11,9 +11,13 @@ from jax._src.interpreters import mlir
 
 
 def share() -> Callable[[], None]:
-    """Only in the main thread, since a context may be changed while it is used; returns what forgets the context.
+    """Makes JAX use one context for all that the main thread lowers.
 
-    A JAX that has no such private function is left as it is.
+    Other threads get contexts of their own: JAX may change a context while it lowers. The function that makes contexts
+    is private to JAX. Where it is missing, nothing is changed.
+
+    Returns:
+      A function that drops the context, so that the next lowering makes a new one.
     """
     make = getattr(mlir, "make_ir_context", None)
     if make is None:

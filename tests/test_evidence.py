@@ -72,6 +72,33 @@ def test_a_question_of_its_own_is_answered_against_its_own_init(tmp_path):
     assert own[-1] == " |"
 
 
+def test_what_the_transfer_config_tells_is_what_its_run_gave():
+    """By hand, from results.csv: accuracies, and the parts of copy's gain over lsuv."""
+    values = {}
+    for row in read_results(KEPT / evidence.CHOICE / "results.csv"):
+        values.setdefault(row["init"], []).append(100 * row["test_accuracy"])
+    means = {init: np.mean(accuracies) for init, accuracies in values.items()}
+    told = (ROOT / "configs" / "cifar_transfer.py").read_text()
+    lines = dict(re.findall(r"^ {14}(\S+) +([\d.]+) \+- ", told, re.MULTILINE))
+    assert {init: float(number) for init, number in lines.items()} == pytest.approx(means, abs=0.0501)
+    parts = dict(re.findall(r"(\w+) (?:has )?(\d+) %", re.search("Of what copy gains.*", told)[0]))
+    assert set(parts) == {"selected", "whitened", "rainbow", "coupled_nfm"}
+    for init, part in parts.items():
+        gain = (means[init] - means["lsuv"]) / (means["copy"] - means["lsuv"])
+        assert float(part) == pytest.approx(100 * gain, abs=0.501)
+
+
+def test_no_rate_of_the_transfer_run_is_an_end_of_what_was_tried():
+    """The seeds of the second donor's recipients begin at 2000."""
+    tried = {}
+    with (KEPT / evidence.CHOICE / "learning_rates.csv").open() as file:
+        for row in csv.DictReader(file):
+            tried.setdefault((row["init"], int(row["seed"]) >= 2000), []).append(float(row["learning_rate"]))
+    for row in read_results(KEPT / evidence.CHOICE / "results.csv"):
+        rates = tried[row["init"], row["seed"] >= 2000]
+        assert min(rates) < row["learning_rate"] < max(rates)
+
+
 @pytest.mark.parametrize(
     ("init", "words"),
     [

@@ -77,7 +77,7 @@ def save(figure: Figure, stem: str | os.PathLike) -> bytes:
     formats = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
     with matplotlib.rc_context(STYLE):
         _lay_out(figure)
-    with matplotlib.rc_context({**STYLE, "figure.constrained_layout.use": False}):
+    with matplotlib.rc_context({**STYLE, "figure.constrained_layout.use": False}):  # or `savefig` sets an engine again
         for suffix, metadata in formats.items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
