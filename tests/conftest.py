@@ -34,6 +34,7 @@ def _set_xla_flag(name: str, value: str) -> None:
 
 if "XLA_FLAGS" not in os.environ:  # workers inherit it
     _set_xla_flag("xla_cpu_use_fusion_emitters", "false")
+    _set_xla_flag("xla_cpu_parallel_codegen_split_count", "1")  # each worker has one core
 
 from jaxtyping import install_import_hook
 
