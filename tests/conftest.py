@@ -82,14 +82,6 @@ def _forgetful():
 
 
 @pytest.fixture
-def full_compilation():
-    """XLA with all of its passes, for tests of what it compiles."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
-@pytest.fixture
 def largest_intermediate():
     """(function, *arguments) -> how many elements the largest array has that the function makes on its way."""
 

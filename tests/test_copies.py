@@ -1,5 +1,6 @@
 """Copies to the donor's width and to others: the same function, down to the normalisations, or a refusal."""
 
+import contextlib
 import functools
 
 import flax.linen as nn
@@ -32,11 +33,20 @@ def trained(name, width, seed=0):
     return model, jax.tree.map(move, models.own_variables(model, jax.random.key(seed), images)), images
 
 
+@contextlib.contextmanager
+def full_compilation():
+    """XLA with all of its passes: its quick compilation makes NaN of the gradients of `vgg11_bn`."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @functools.cache
 def donor(name):
     """A network of this name with its features; compiled once for all tests."""
     model, variables, images = trained(name, SMALL[name][1].get("width", 1.0))
-    features = agop_jax.extract(model, variables, images, outputs=0, progress=False)
+    with full_compilation() if name == "vgg11_bn" else contextlib.nullcontext():
+        features = agop_jax.extract(model, variables, images, outputs=0, progress=False)
     return model, variables, images, features
 
 
@@ -46,9 +56,7 @@ LARGE = [pytest.param(name, marks=pytest.mark.long) for name in ("resnet18", "re
 @pytest.mark.parametrize(
     "name", ["small_cnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lenet5", "vgg11_bn")), *LARGE]
 )
-def test_a_widened_copy_computes_what_the_donor_computes(name, request):
-    if name == "vgg11_bn":  # XLA's quick compilation makes NaN of its gradients
-        request.getfixturevalue("full_compilation")
+def test_a_widened_copy_computes_what_the_donor_computes(name):
     model, variables, images, features = donor(name)
     wide, own, _ = trained(name, 2 * SMALL[name][1].get("width", 1.0), seed=1)
     copy = lambda: agop_jax.initialize(wide, own, images, features, "copy_tiled", key=0)
@@ -62,7 +70,6 @@ def test_a_widened_copy_computes_what_the_donor_computes(name, request):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("full_compilation")
 @pytest.mark.parametrize("name", ["vgg11_bn", LARGE[0], "resnet20"])
 def test_copy_takes_normalisations_along(name):
     """Below the head: the head is not selected, so the logits of the copy are the head's own of the same features."""
@@ -77,7 +84,6 @@ def test_copy_takes_normalisations_along(name):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("full_compilation")
 def test_companions_are_stored(tmp_path):
     features = donor("vgg11_bn")[-1]
     assert {name.rpartition("/")[2] for name in features["Conv_0"].companions} <= {"scale", "bias", "mean", "var"}
