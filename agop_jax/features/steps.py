@@ -72,13 +72,13 @@ class Steps:
 
     def __init__(self, network: Network, inputs: Any, outputs: Any, mesh: Mesh) -> None:
         self._mesh, self._unrolled = mesh, MAX_UNROLLED
-        self.tapped = tapped = tap(network, _of_all_processes(inputs))
+        inputs = _of_all_processes(inputs)
+        self.tapped = tapped = tap(network, inputs)
         function = weakly(outputs) if callable(outputs) else None
         self.output = output = grams.output_function((lambda x: function()(x)) if function else outputs)
-        labels = np.zeros(len(jax.tree.leaves(inputs)[0]), int)
-        returned = jax.eval_shape(network.apply, network.params, network.others, inputs)
-        self.num_outputs = jax.eval_shape(output, returned, labels).shape[1]
-        self.num_classes = returned.shape[1] if getattr(returned, "ndim", 0) == 2 else None
+        labels = np.zeros(jax.tree.leaves(inputs)[0].shape[0], int)
+        self.num_outputs = jax.eval_shape(output, tapped.outputs, labels).shape[1]
+        self.num_classes = tapped.outputs.shape[1] if getattr(tapped.outputs, "ndim", 0) == 2 else None
         self.kernels = jit(lambda params, others: _kernels(tapped, params, others))
 
         def sums(variables: Any, inputs: Any, labels: Array, weights: Array, rows: Array):

@@ -29,6 +29,7 @@ class Tapped:
       dataflow: all that is known of the computation.
       paths: of the leaves of the parameters.
       other_paths: of the leaves of the other variables.
+      outputs: shapes and types of what the network returns.
     """
 
     apply: Callable[[Any, Any, Taps, Any], tuple[Any, dict[str, Record]]]
@@ -38,6 +39,7 @@ class Tapped:
     dataflow: Dataflow
     paths: Sequence[str]
     other_paths: Sequence[str]
+    outputs: Any
 
     @cached_property
     def layers(self) -> dict[str, list[str]]:

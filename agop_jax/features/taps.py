@@ -47,18 +47,18 @@ def tap(network: Network, inputs: Any) -> Tapped:
 
 def _tap(network: Network, inputs: Any) -> Tapped:
     shapes = jax.eval_shape(lambda *arguments: arguments, network.params, network.others, inputs)
-    closed, structure = _trace(network, shapes)
+    closed, outputs = _trace(network, shapes)
     dataflow = Dataflow([leaf.size for leaf in jax.tree.leaves(network.params)])
     dataflow.follow(closed.jaxpr, _origins(*shapes))
     sites = name_layers(dataflow, network.paths)
     if not sites:
         raise UserError("the model multiplies its inputs with no parameter: it has no layer to tap")
     evaluation = Evaluation(closed, sites, dataflow.scopes)
-    result = jax.tree.structure(structure)
+    result = jax.tree.structure(outputs)
 
     def apply(params: Any, others: Any, taps: Taps, inputs: Any) -> tuple[Any, dict[str, Record]]:
-        outputs, records = evaluation(jax.tree.leaves((params, others, inputs)), taps)
-        return jax.tree.unflatten(result, outputs), records
+        leaves, records = evaluation(jax.tree.leaves((params, others, inputs)), taps)
+        return jax.tree.unflatten(result, leaves), records
 
     def operands(params: Any, others: Any) -> dict[str, Array]:
         unknown = [UNKNOWN] * len(jax.tree.leaves(shapes[2]))
@@ -67,7 +67,7 @@ def _tap(network: Network, inputs: Any) -> Tapped:
 
     params, others, inputs = (len(jax.tree.leaves(part)) for part in shapes)
     program = Program(evaluation, (params, others, inputs))
-    return Tapped(apply, operands, program, sites, dataflow, network.paths, network.other_paths)
+    return Tapped(apply, operands, program, sites, dataflow, network.paths, network.other_paths, outputs)
 
 
 def _trace(network: Network, shapes: Any) -> tuple[core.ClosedJaxpr, Any]:
