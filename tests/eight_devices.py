@@ -34,6 +34,7 @@ from agop_jax.training.device_data import DeviceData
 from agop_jax.training.resumable import Stopped, stoppable
 
 STEPS = 50
+RECIPIENT_STEPS = 4
 FEATURES = (
     ("gram", 8, "float64"),
     ("gram", 13, "float64"),
@@ -96,8 +97,7 @@ def sweeps(path: pathlib.Path, number: int, **changes) -> Callable[[], Sweep]:
     """Makes a sweep in this directory, whose recipients have so many devices each; 0: all."""
     config = experiment_config()
     config.model.features = (4, 6)
-    config.features.num_images, config.train.steps = 32, 6
-    config.save_every = 0.0  # after each step, so that recipients at once save at once
+    config.features.num_images, config.train.steps, config.save_every = 32, RECIPIENT_STEPS, 1e9
     config.recipients.update(inits=("nfm", "default", "lsuv"), seeds=2, learning_rates=(0.05, 0.1), devices=number)
     config.update_from_flattened_dict(changes)
     dataset, settings = load("digits", validation=0.2), Config.of(config)
@@ -105,19 +105,21 @@ def sweeps(path: pathlib.Path, number: int, **changes) -> Callable[[], Sweep]:
     return lambda: Sweep(path, settings, dataset, {0: {"trained": donor}})
 
 
-def recipients(path: pathlib.Path, number: int) -> list[dict]:
+def recipients(path: pathlib.Path, number: int, **changes) -> list[dict]:
     """The rows of a sweep."""
-    sweep = sweeps(path, number)()
+    sweep = sweeps(path, number, **changes)()
     sweep.run()
-    assert [place.trainers[1.0, 6].traces for place in sweep.places] == [1] * len(sweep.places)  # all took part
+    assert [place.trainers[1.0, RECIPIENT_STEPS].traces for place in sweep.places] == [1] * len(
+        sweep.places
+    )  # all took part
     return read_results(path / "results.csv")
 
 
 def stopped_recipients(path: pathlib.Path) -> list[dict]:
     """The rows of a sweep that is stopped in the middle of a run, and made again."""
-    make = sweeps(path, 4, save_every=1e9)
+    make = sweeps(path, 4)
     sweep = make()
-    trainer = sweep.places[0].trainers[1.0, 6]
+    trainer = sweep.places[0].trainers[1.0, RECIPIENT_STEPS]
     step, calls = trainer.step, itertools.count(1)
 
     def step_and_signal(*args):
@@ -186,7 +188,7 @@ def main() -> None:
             found[f"machine {solver} {positions}"] = difference(many, machine(solver, positions))
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder)
-        at_once = recipients(path / "at once", 4)
+        at_once = recipients(path / "at once", 4, save_every=0.0)  # after each step, so that they save at once
         found["recipients at once"] = same(at_once, recipients(path / "in turn", 0))
         found["recipients stopped"] = same(stopped_recipients(path / "stopped"), at_once)
         found["error at once"] = error_at_once(path / "error")
