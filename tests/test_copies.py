@@ -37,8 +37,10 @@ def trained(name, width, seed=0):
 def full_compilation():
     """XLA with all of its passes: its quick compilation makes NaN of the gradients of `vgg11_bn`."""
     jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @functools.cache
