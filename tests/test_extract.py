@@ -611,3 +611,15 @@ def test_bad_nnx_models_are_named():
         extract(NnxBatchStatistics(), None, IMAGES, progress=False)
     with pytest.raises(UserError, match="multiplies its inputs with no parameter"):
         extract(nnx.Sequential(nnx.BatchNorm(4, rngs=nnx.Rngs(0)), lambda x: x.mean((1, 2))), None, IMAGES)
+
+
+def test_the_model_is_called_for_the_taps_and_for_the_independence_of_examples_alone():
+    """Every call is a trace, which of a deep network takes seconds."""
+    calls = []
+
+    def model(params, inputs):
+        calls.append(inputs.shape)
+        return inputs @ params["w"]
+
+    extract(model, {"w": jnp.ones((3, 2))}, np.ones((5, 3), np.float32), progress=False)
+    assert calls == [(5, 3), (2, 3)]
