@@ -4,17 +4,21 @@ A program that is started anew spends a third of its time on imports; of a forke
 """
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from shared_context import share
 
 ROOT = Path(__file__).parent.parent
+WHERE = signal.SIGUSR1  # has a program write where its threads are
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["agop_jax.main", "sklearn.datasets", "tensorboardX"])
 
@@ -57,10 +61,37 @@ class Program:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """What it has written to its two streams, after its end."""
-        self.wait(timeout)
+        """What it has written to its two streams, after its end; `TimeoutError` as of `communicate_all`."""
+        (texts,) = communicate_all([self], timeout)
+        return texts
+
+    def texts(self) -> tuple[str, str]:
+        """What it has written to its two streams so far."""
         stdout, stderr = (stream.read_text(errors="replace") for stream in self._streams)
         return stdout, stderr
+
+
+def communicate_all(programs: Sequence[Program], timeout: float | None = None) -> list[tuple[str, str]]:
+    """What programs that run together have written, after the end of them all.
+
+    Raises:
+      TimeoutError: one had not ended after so many seconds; with what all have said, and where the threads of those
+        that still ran were. They are killed.
+    """
+    start = time.monotonic()
+    for program in programs:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            program.wait(None if timeout is None else max(0.0, timeout - (time.monotonic() - start)))
+    late = [program for program in programs if program.returncode is None]
+    if not late:
+        return [program.texts() for program in programs]
+    for program in late:
+        program.send_signal(WHERE)
+    time.sleep(1)  # in which each writes where its threads are
+    for program in late:
+        program.kill()
+    told = "".join(f"\n\n{program.arguments}:\n{program.texts()[1]}" for program in programs)
+    raise TimeoutError(f"{len(late)} of {len(programs)} programs ran for more than {timeout} seconds{told}")
 
 
 def call(workdir: Path, *flags: str, config: str = "configs/digits.py:quick") -> subprocess.CompletedProcess:
@@ -79,6 +110,7 @@ def _run(arguments: tuple[str, ...], *streams: Path) -> None:
     for number, stream in enumerate(streams, start=1):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(ROOT)
+    faulthandler.register(WHERE)
     sys.argv = ["agop_jax.main", *arguments]
     share()
     from agop_jax import main

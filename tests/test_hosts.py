@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from forked import Program
+from forked import Program, communicate_all
 
 from agop_jax.core.files import read_json
 from agop_jax.features.store import load_features
@@ -45,10 +45,24 @@ def start_pair(workdir: pathlib.Path) -> list[Program]:
     return [start(workdir, *joined, f"--process_id={i}") for i in range(2)]
 
 
+def run_pair(command: list[str], *arguments: str | pathlib.Path) -> list[tuple[int, str, str]]:
+    """Exit status, output and errors of two processes, each of which is told its number after the command."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pair = [subprocess.Popen([*command, str(i), *arguments], **options) for i in range(2)]
+    try:
+        texts = [process.communicate(timeout=2 * MINUTE) for process in pair]
+        return [(process.returncode, *text) for process, text in zip(pair, texts, strict=True)]
+    finally:
+        for process in pair:
+            process.kill()
+
+
 def wait_for_checkpoint(directory: pathlib.Path, process: Program) -> None:
     """A whole one: Orbax gives it its number last."""
+    start = time.monotonic()
     while not any(path.name.isdigit() for path in directory.glob("*")):
-        assert process.poll() is None, process.communicate()[1]
+        if process.poll() is not None or time.monotonic() - start > 2 * MINUTE:
+            raise AssertionError(process.communicate(timeout=0)[1])
         time.sleep(0.02)
 
 
@@ -65,7 +79,7 @@ def runs(tmp_path_factory):
     second.communicate()
     left = [int(path.name) for path in (two / "checkpoints" / "donor").glob("*") if path.name.isdigit()]
     again = start_pair(two)
-    said = [process.communicate(timeout=5 * MINUTE) for process in again]
+    said = communicate_all(again, timeout=4 * MINUTE)
     assert [process.returncode for process in again] == [0, 0], said
     alone = start(one)
     _, error = alone.communicate(timeout=5 * MINUTE)
@@ -142,10 +156,49 @@ hosts.wait("end")
 def test_features_of_two_processes_with_images_of_their_own():
     """Unequal numbers, and batches: `gram` is exact, `probe` within four of its standard errors."""
     command = [sys.executable, "-c", EXTRACT, f"127.0.0.1:{free_port()}"]
-    pair = [subprocess.Popen([*command, str(i)], stderr=subprocess.PIPE, text=True) for i in range(2)]
-    for process in pair:
-        _, errors = process.communicate(timeout=2 * MINUTE)
-        assert process.returncode == 0, errors[-2000:]
+    for status, _, errors in run_pair(command):
+        assert status == 0, errors[-2000:]
+
+
+CHECKPOINT = """
+import contextlib, os, sys, time
+from pathlib import Path
+from agop_jax.core import arrays, devices, hosts
+from agop_jax.training import resumable
+from agop_jax.training.loop import Run
+process, folder = int(sys.argv[2]), Path(sys.argv[3])
+hosts.initialize(sys.argv[1], 2, process)
+import jax, jax.numpy as jnp
+state = devices.replicate({"a": jnp.arange(3.0), "b": {"c": jnp.ones((300, 300))}}, devices.mesh())
+for name in ("donor", "features"):
+    arrays.save_arrays(folder / name, state, {})  # by the first process alone
+make = os.mkdir
+
+def slow(path, *arguments, **options):
+    time.sleep("orbax" in str(path))
+    make(path, *arguments, **options)
+
+if process == 0:
+    os.mkdir = slow  # the other is far ahead
+with contextlib.ExitStack() as stack:
+    checkpoints = resumable._Checkpoints(folder / "checkpoints", stack)
+    for step in (10, 20):
+        checkpoints.save(Run(state), step, wait=True)
+hosts.wait("saved")
+with contextlib.ExitStack() as stack:
+    run = Run(jax.tree.map(jnp.zeros_like, state))
+    resumable._Checkpoints(folder / "checkpoints", stack).restore(run)
+assert run.state["a"].tolist() == [0, 1, 2]
+hosts.wait("end")
+"""
+
+
+@pytest.mark.slow
+def test_checkpoints_of_all_after_arrays_of_the_first(tmp_path):
+    """Nobody writes into a checkpoint's directory before the first process has made it."""
+    command = [sys.executable, "-c", CHECKPOINT, f"127.0.0.1:{free_port()}"]
+    for status, _, errors in run_pair(command, tmp_path):
+        assert status == 0, errors[-2000:]
 
 
 APART = """
@@ -189,9 +242,7 @@ time.sleep(60)
 def test_processes_that_are_not_of_one_program_and_the_death_of_the_first(tmp_path):
     """Other configs, other directories and what the first alone finds are told by all; its death by its survivors."""
     command = [sys.executable, "-c", APART, f"127.0.0.1:{free_port()}"]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    pair = [subprocess.Popen([*command, str(i), str(tmp_path)], **options) for i in range(2)]
-    (first, _), (second, errors) = (process.communicate(timeout=MINUTE) for process in pair)
+    (_, first, _), (status, second, errors) = run_pair(command, tmp_path)
     wanted = [
         "the 2 processes have different configs: give all the same",
         f"the 2 processes have different directories at '{tmp_path / '0'}': choose a workdir on a file system that "
@@ -201,7 +252,7 @@ def test_processes_that_are_not_of_one_program_and_the_death_of_the_first(tmp_pa
     assert json.loads(first.splitlines()[-1]) == wanted  # below what gloo prints
     wanted[1:] = [wanted[1].replace("/0'", "/1'"), "the first process found something wrong, see what it says"]
     assert json.loads(second.splitlines()[-1]) == wanted
-    assert pair[1].returncode not in (0, None)
+    assert status != 0
     assert "leader" in errors or "coordination service" in errors.lower()  # JAX's own words, as it aborts
     assert "Current thread" not in errors
 

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -452,3 +453,19 @@ def test_whole_files_are_never_called_damaged(copy, monkeypatch):
 
 def refuse(*_, **__):
     raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_full_disk_leaves_no_thread_behind(tmp_path, monkeypatch):
+    """Threads that waited for Orbax's directory would keep the process from ending."""
+    make, before = os.mkdir, set(threading.enumerate())
+
+    def full(path, *arguments, **options):
+        if "orbax" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        make(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "mkdir", full)
+    with pytest.raises(OSError, match="No space left"):
+        agop_jax.save_features(tmp_path / "features", as_features(layers()[:1]))
+    assert set(threading.enumerate()) <= before
+    assert not os.listdir(tmp_path)

@@ -25,6 +25,11 @@ from agop_jax.core.errors import UserError, first_line
 FORMAT = 1
 METADATA, ARRAYS = "metadata.json", "arrays"
 RESTORE = "restore it, or delete its directory and make it anew"  # said of proven damage alone
+# By default, Orbax makes directories in the background, and its other threads wait for a signal that they are there.
+# Where a directory cannot be made, the signal never comes, and the process does not end for 20 minutes. The signals
+# bear the number of the save. Each process counts its own saves, so that after a save of one process alone the others
+# wait for the signals of another save, or for none.
+DIRECTORIES_FIRST = ocp.AsyncOptions(create_directories_asynchronously=False)
 PATTERN_CHARACTERS = frozenset("[]*?\\")  # Orbax takes a path with some of these for a pattern, which nothing matches
 
 
@@ -105,12 +110,13 @@ def _unreadable(path: Path, described: Mapping[str, Any], error: Exception) -> U
 
 def _checkpointer() -> ocp.StandardCheckpointer:
     """Orbax for this process: by itself it would wait for all of them."""
+    if jax.process_count() == 1:
+        return ocp.StandardCheckpointer(async_options=DIRECTORIES_FIRST)
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
     )
-    several = jax.process_count() > 1
-    return ocp.StandardCheckpointer(multiprocessing_options=alone) if several else ocp.StandardCheckpointer()
+    return ocp.StandardCheckpointer(async_options=DIRECTORIES_FIRST, multiprocessing_options=alone)
 
 
 def absolute(path: str | os.PathLike) -> Path:

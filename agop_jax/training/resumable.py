@@ -9,7 +9,6 @@ import functools
 import re
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from agop_jax.core import hosts
-from agop_jax.core.arrays import plain_path
+from agop_jax.core.arrays import DIRECTORIES_FIRST, plain_path
 from agop_jax.core.errors import UserError, first_line
 from agop_jax.core.progress import say
 from agop_jax.training.device_data import DeviceData
@@ -30,10 +29,6 @@ from agop_jax.training.trainer import Trainer, TrainState
 MARK = "_CHECKPOINT_METADATA"  # file by which Orbax says that a directory is a checkpoint, and whole
 UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp(-\w+)?")  # Orbax's name for one that is being written
 AGREED_EVERY = 10  # steps after which several processes agree whether to save: all save the same step
-
-
-# recipients may be trained at once, in threads, and the identifiers of Orbax's operations are one counter for them all
-_ORBAX = threading.Lock()
 
 
 class Stopped(Exception):  # noqa: N818
@@ -160,6 +155,16 @@ class _Clock:
         self._last = time.perf_counter()
 
 
+def _manager_options() -> ocp.CheckpointManagerOptions:
+    """Two checkpoints are kept, so that one is always whole; of several processes all take part."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, create=False, async_options=DIRECTORIES_FIRST)
+    if hosts.several():
+        # named one by one they meet at barriers with a time limit; else in collectives, which wait without an end
+        everyone = set(range(jax.process_count()))
+        options.multiprocessing_options = ocp.options.MultiprocessingOptions(active_processes=everyone)
+    return options
+
+
 class _Checkpoints:
     """The checkpoints of one run. Most runs end before they need any, so the manager is made on first use."""
 
@@ -169,30 +174,21 @@ class _Checkpoints:
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)  # two, so that one is always whole
         self.directory.mkdir(parents=True, exist_ok=True)
-        manager = ocp.CheckpointManager(self._stack.enter_context(plain_path(self.directory)), options=options)
-        self._stack.callback(self._close)
+        path = self._stack.enter_context(plain_path(self.directory))
+        manager = ocp.CheckpointManager(path, options=_manager_options())
+        self._stack.callback(manager.close)
         return manager
-
-    def _close(self) -> None:
-        with _ORBAX:
-            self._manager.close()
 
     def save(self, run: Run, step: int, *, wait: bool) -> None:
         about = {"history": run.history, "diverged": run.diverged, "seconds": run.seconds}
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(run.state), about=ocp.args.JsonSave(about))
-        with _ORBAX:
-            self._manager.save(step, args=arguments)
-            if wait or threading.current_thread() is not threading.main_thread():
-                self._manager.wait_until_finished()
+        self._manager.save(step, args=arguments)
+        if wait:
+            self._manager.wait_until_finished()
 
     def restore(self, run: Run) -> None:
         """Puts the last whole checkpoint, if there is one, in place of the run's start."""
-        with _ORBAX:
-            self._restore(run)
-
-    def _restore(self, run: Run) -> None:
         if not hosts.exists(self.directory):
             return
         if others := [path for path in self.directory.iterdir() if path.name.isdigit() and not (path / MARK).exists()]:
