@@ -3,6 +3,7 @@
 A program that is started anew spends a third of its time on imports; of a forked one they are spent once a worker.
 """
 
+import atexit
 import contextlib
 import faulthandler
 import multiprocessing
@@ -115,4 +116,7 @@ def _run(arguments: tuple[str, ...], *streams: Path) -> None:
     share()
     from agop_jax import main
 
-    main.run()
+    try:
+        main.run()
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out: processes of several hosts leave together

@@ -160,6 +160,17 @@ def test_features_of_two_processes_with_images_of_their_own():
         assert status == 0, errors[-2000:]
 
 
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_after_a_checkpoint(tmp_path):
+    pair = start_pair(tmp_path)
+    wait_for_checkpoint(tmp_path / "checkpoints" / "donor", pair[1])
+    pair[1].send_signal(signal.SIGTERM)
+    for program, (_, errors) in zip(pair, communicate_all(pair, timeout=MINUTE), strict=True):
+        assert program.returncode == 128 + signal.SIGTERM, errors
+        assert errors.splitlines()[-1] == "agop_jax: stopped by SIGTERM: the same command continues from here"
+    assert not list(tmp_path.rglob("*tmp*"))
+
+
 CHECKPOINT = """
 import contextlib, os, sys, time
 from pathlib import Path
