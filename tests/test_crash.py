@@ -5,9 +5,11 @@
 
 import contextlib
 import csv
+import errno
 import itertools
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from forked import Program
 
@@ -149,9 +152,9 @@ def small_setting():
     return trainer, variables, DeviceData.of(dataset, trainer.mesh), subset(dataset.train, 200, 0)
 
 
-def run(setting, directory, on_step=lambda run, step: None):
+def run(setting, directory, on_step=lambda run, step: None, save_every=1e9):
     trainer, variables, data, indices = setting
-    return train_resumable(trainer, trainer.start(variables), data, indices, 0.1, 3, directory, on_step, save_every=1e9)
+    return train_resumable(trainer, trainer.start(variables), data, indices, 0.1, 3, directory, on_step, save_every)
 
 
 @pytest.mark.parametrize("moment", [1, 7, 12, 23])
@@ -201,6 +204,35 @@ def test_damaged_checkpoint_is_named(setting, tmp_path):
         run(setting, tmp_path / "run")
     assert "delete" not in str(error.value)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == left
+
+
+@pytest.mark.parametrize("moment", [1, 12])
+def test_a_run_goes_on_after_the_disk_was_full(moment, setting, tmp_path, monkeypatch):
+    """By the free bytes, before Orbax begins; the checkpoint before stays."""
+    wanted, space = run(setting, tmp_path / "whole"), shutil.disk_usage(tmp_path)
+
+    def fill(_, step):
+        if step == moment:
+            monkeypatch.setattr(shutil, "disk_usage", lambda _: space._replace(free=100_000))
+
+    with pytest.raises(UserError, match=r"run' needs 1\.\d MiB, its disk has 0\.1 MiB left: make room there"):
+        run(setting, tmp_path / "run", fill, save_every=0.0)
+    assert [path.name for path in sorted((tmp_path / "run").iterdir(), key=str)] == (["10", "11"] if moment > 1 else [])
+    monkeypatch.undo()
+    resumed = run(setting, tmp_path / "run")
+    assert resumed.history == wanted.history
+    jax.tree.map(np.testing.assert_array_equal, resumed.state, wanted.state)
+
+
+def test_a_quota_that_orbax_meets_is_one_error(setting, tmp_path, monkeypatch):
+    """The free bytes of a disk do not tell of quotas. TensorStore quotes what the system says."""
+    monkeypatch.setattr(ocp.CheckpointManager, "save", fail_for_quota)
+    with pytest.raises(UserError, match="run' cannot be written, its disk or your quota is full: make room there"):
+        run(setting, tmp_path / "run", save_every=0.0)
+
+
+def fail_for_quota(*_, **__):
+    raise ValueError(f"RESOURCE_EXHAUSTED: Error writing local file: {os.strerror(errno.EDQUOT)} [os_error_code='122']")
 
 
 OTHER_DEVICES = """

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import agop_jax
 from agop_jax import models
-from agop_jax.core import arrays, trees
+from agop_jax.core import arrays, files, tensors, trees
 from agop_jax.core.errors import UserError
 from agop_jax.features.layer import LayerFeatures
 
@@ -465,7 +465,30 @@ def test_a_full_disk_leaves_no_thread_behind(tmp_path, monkeypatch):
         make(path, *arguments, **options)
 
     monkeypatch.setattr(os, "mkdir", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="cannot be written, its disk or your quota is full: make room there"):
         agop_jax.save_features(tmp_path / "features", as_features(layers()[:1]))
     assert set(threading.enumerate()) <= before
     assert not os.listdir(tmp_path)
+
+
+def save_tensors(path, rows):
+    tensors.write_tensors(path, {"a": np.ones(2, np.float32)}, {"metadata": rows, "versions": {}})
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("write", [files.write_rows, save_tensors], ids=["rows", "tensors"])
+def test_a_file_that_has_no_space(write, number, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(number, os.strerror(number))
+
+    files.write_rows(tmp_path / "kept.csv", [{"a": 1}])
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, full)
+    with pytest.raises(UserError, match="cannot be written, its disk or your quota is full"):
+        write(tmp_path / "file", [{"a": 2}])
+    assert os.listdir(tmp_path) == ["kept.csv"]
+
+
+def test_an_error_that_is_no_full_disk_stays_what_it_is(tmp_path):
+    with pytest.raises(ZeroDivisionError), files.writing_to(tmp_path):
+        raise ZeroDivisionError("no space")

@@ -21,8 +21,10 @@ import orbax.checkpoint as ocp
 
 from agop_jax.core import hosts, tensors, trees
 from agop_jax.core.errors import UserError, first_line
+from agop_jax.core.files import ROOM, writing_to
 
 FORMAT = 1
+MIB = 2**20
 METADATA, ARRAYS = "metadata.json", "arrays"
 RESTORE = "restore it, or delete its directory and make it anew"  # said of proven damage alone
 # By default, Orbax makes directories in the background, and its other threads wait for a signal that they are there.
@@ -46,7 +48,11 @@ def load_metadata(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def save_arrays(path: str | os.PathLike, tree: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    """Writes nested dictionaries of arrays, such as a model's variables, as a new directory; see `save_features`."""
+    """Writes nested dictionaries of arrays, such as a model's variables, as a new directory; see `save_features`.
+
+    Raises:
+      UserError: the path exists, or there is no space for it.
+    """
     path = absolute(path)
     described = {
         "format": FORMAT,
@@ -56,6 +62,7 @@ def save_arrays(path: str | os.PathLike, tree: Mapping[str, Any], metadata: Mapp
     }
 
     def write(temporary: Path) -> None:
+        require_space(temporary, tree)
         arrays = (
             jax.device_get(tree) if jax.process_count() > 1 else tree
         )  # one process cannot save what others take part in
@@ -64,6 +71,20 @@ def save_arrays(path: str | os.PathLike, tree: Mapping[str, Any], metadata: Mapp
         (temporary / METADATA).write_text(_sealed({**described, "files": _checksums(temporary)}))
 
     write_directory(path, write)
+
+
+def require_space(directory: Path, tree: Any) -> None:
+    """Refuses to begin with arrays for which the disk has no space.
+
+    Raises:
+      UserError: with both sizes.
+    """
+    size = MIB + sum(leaf.nbytes for leaf in jax.tree.leaves(tree))  # Orbax adds files of a tenth of a MiB
+    free = shutil.disk_usage(directory).free
+    if size > free:
+        raise UserError(
+            f"{str(directory)!r} needs {size / MIB:.1f} MiB, its disk has {free / MIB:.1f} MiB left: {ROOM}"
+        )
 
 
 def versions() -> dict[str, str]:
@@ -148,9 +169,10 @@ def _write_here(path: Path, write: Callable[[Path], None]) -> None:
         raise UserError(f"{str(path)!r} exists already: choose another path, or move it away")
     temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
-        temporary.mkdir(parents=True)
-        write(temporary)
-        os.rename(temporary, path)
+        with writing_to(path.parent):
+            temporary.mkdir(parents=True)
+            write(temporary)
+            os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

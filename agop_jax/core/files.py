@@ -5,6 +5,7 @@ A file is written under a temporary name and then renamed, so that a reader neve
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import math
@@ -20,6 +21,9 @@ from agop_jax.core.errors import UserError
 
 # what NumPy raises for a file that is none of its own, of arrays of objects, cut short or changed
 UNREADABLE = (ValueError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+# what the system says of a full disk and of a used-up quota; TensorStore and safetensors quote it
+FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+ROOM = "make room there; what is saved stays, and the same command goes on from it"
 Row = dict[str, Any]
 
 
@@ -31,6 +35,21 @@ def unreadable_reason(error: Exception) -> str:
     if "pickle" in str(error):
         return "it holds Python objects, which are never loaded, or is of another kind"
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def writing_to(directory: Path) -> Iterator[None]:
+    """Within it a full disk is an error of one line.
+
+    Raises:
+      UserError: the disk is full, or the user's quota is used up.
+    """
+    try:
+        yield
+    except Exception as error:  # OSError; ValueError of TensorStore, SafetensorError
+        if not any(reason in str(error) for reason in FULL):
+            raise
+        raise UserError(f"{str(directory)!r} cannot be written, its disk or your quota is full: {ROOM}") from None
 
 
 def atomic_write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -48,12 +67,13 @@ def atomic_write_bytes(path: str | os.PathLike, data: bytes) -> None:
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """A hidden name beside a path, in its folder, which is made if need be; nothing of that name is left at the end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing_to(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def require_new(path: str | os.PathLike) -> Path:

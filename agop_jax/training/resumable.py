@@ -19,8 +19,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from agop_jax.core import hosts
-from agop_jax.core.arrays import DIRECTORIES_FIRST, plain_path
+from agop_jax.core.arrays import DIRECTORIES_FIRST, plain_path, require_space
 from agop_jax.core.errors import UserError, first_line
+from agop_jax.core.files import writing_to
 from agop_jax.core.progress import say
 from agop_jax.training.device_data import DeviceData
 from agop_jax.training.loop import Run, train
@@ -97,10 +98,10 @@ def train_resumable(
 
     Raises:
       Stopped: after saving, if the process was asked to stop.
-      UserError: the checkpoint cannot be read.
+      UserError: the checkpoint cannot be read, or there is no space for the next one.
     """
     run = Run(state)
-    with contextlib.ExitStack() as stack:
+    with writing_to(directory), contextlib.ExitStack() as stack:
         checkpoints = _Checkpoints(directory, stack)
         checkpoints.restore(run)
         clock = _Clock(run.seconds)
@@ -183,9 +184,11 @@ class _Checkpoints:
     def save(self, run: Run, step: int, *, wait: bool) -> None:
         about = {"history": run.history, "diverged": run.diverged, "seconds": run.seconds}
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(run.state), about=ocp.args.JsonSave(about))
-        self._manager.save(step, args=arguments)
+        manager = self._manager  # the directory is made with it
+        require_space(self.directory, run.state)
+        manager.save(step, args=arguments)
         if wait:
-            self._manager.wait_until_finished()
+            manager.wait_until_finished()
 
     def restore(self, run: Run) -> None:
         """Puts the last whole checkpoint, if there is one, in place of the run's start."""
