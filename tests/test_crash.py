@@ -28,6 +28,9 @@ from agop_jax import models
 from agop_jax.core import arrays
 from agop_jax.core.errors import UserError
 from agop_jax.data import Pipeline, load, subset
+from agop_jax.experiments import donors
+from agop_jax.experiments.config import experiment_config
+from agop_jax.experiments.settings import Config
 from agop_jax.training import Settings, Trainer
 from agop_jax.training.device_data import DeviceData
 from agop_jax.training.resumable import Stopped, stoppable, train_resumable
@@ -229,6 +232,18 @@ def test_a_quota_that_orbax_meets_is_one_error(setting, tmp_path, monkeypatch):
     monkeypatch.setattr(ocp.CheckpointManager, "save", fail_for_quota)
     with pytest.raises(UserError, match="run' cannot be written, its disk or your quota is full: make room there"):
         run(setting, tmp_path / "run", save_every=0.0)
+
+
+def test_features_for_which_there_is_no_space_are_not_extracted(tmp_path, monkeypatch):
+    config = experiment_config()
+    config.model.features = (4, 6)
+    config = Config.of(config)
+    dataset = load("digits", validation=0.2)
+    donor, space = donors.untrained_donor(config, dataset), shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: space._replace(free=0))
+    monkeypatch.setattr(donors, "extract", None)
+    with pytest.raises(UserError, match=r"needs 1\.\d MiB, its disk has 0\.0 MiB left"):
+        donors.donor_network(config, dataset, donor, tmp_path / "features")
 
 
 def fail_for_quota(*_, **__):

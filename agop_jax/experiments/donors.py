@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from agop_jax import models
-from agop_jax.core import devices, files, hosts, trees
+from agop_jax.core import arrays, devices, files, hosts, trees
 from agop_jax.core.compilation import GIB, free_bytes
 from agop_jax.core.errors import UserError
 from agop_jax.core.progress import bar
@@ -190,6 +190,8 @@ def donor_network(config: Config, dataset: Dataset, donor: Pretrained, path: Pat
     """A donor with its features, which are extracted, or read from `path` if they are there."""
     pipeline = donor_pipeline(config, dataset, donor)
     if not hosts.exists(path):
+        # before the minutes are spent; features hold the kernels again, and Gram matrices that are rarely as large
+        arrays.require_space(path.parent, donor.variables)
         section = config.features
         images = feature_images(config, dataset)
         options = {"method": section.method, "outputs": section.outputs, "batch_size": section.batch_size}
