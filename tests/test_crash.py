@@ -243,7 +243,7 @@ def test_features_for_which_there_is_no_space_are_not_extracted(tmp_path, monkey
     monkeypatch.setattr(shutil, "disk_usage", lambda _: space._replace(free=0))
     monkeypatch.setattr(donors, "extract", None)
     with pytest.raises(UserError, match=r"needs 1\.\d MiB, its disk has 0\.0 MiB left"):
-        donors.donor_network(config, dataset, donor, tmp_path / "features")
+        donors.donor_network(config, dataset, donor, tmp_path / "to be made" / "features")
 
 
 def fail_for_quota(*_, **__):

@@ -76,11 +76,15 @@ def save_arrays(path: str | os.PathLike, tree: Mapping[str, Any], metadata: Mapp
 def require_space(directory: Path, tree: Any) -> None:
     """Refuses to begin with arrays for which the disk has no space.
 
+    Args:
+      directory: that they are to be written to; it need not exist yet.
+      tree: of the arrays.
+
     Raises:
       UserError: with both sizes.
     """
     size = MIB + sum(leaf.nbytes for leaf in jax.tree.leaves(tree))  # Orbax adds files of a tenth of a MiB
-    free = shutil.disk_usage(directory).free
+    free = shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.exists())).free
     if size > free:
         raise UserError(
             f"{str(directory)!r} needs {size / MIB:.1f} MiB, its disk has {free / MIB:.1f} MiB left: {ROOM}"
