@@ -31,15 +31,15 @@ def castagnoli(data: bytes) -> int:
 
 def records(content: bytes) -> list[bytes]:
     """A TFRecord file: length, its checksum, data, their checksum."""
-    found = []
+    contents = []
     while content:
         (length,) = struct.unpack("<Q", content[:8])
         end = 12 + length
-        found.append(content[12:end])
+        contents.append(content[12:end])
         assert struct.unpack("<I", content[8:12]) == (castagnoli(content[:8]),)
         assert struct.unpack("<I", content[end : end + 4]) == (castagnoli(content[12:end]),)
         content = content[end + 4 :]
-    return found
+    return contents
 
 
 def test_events_are_tensorboards(tmp_path):

@@ -39,7 +39,7 @@ def unreadable_reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def writing_to(directory: Path) -> Iterator[None]:
-    """Within it a full disk is an error of one line.
+    """Within it, the error of a full disk becomes one line.
 
     Raises:
       UserError: the disk is full, or the user's quota is used up.

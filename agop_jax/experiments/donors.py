@@ -190,7 +190,8 @@ def donor_network(config: Config, dataset: Dataset, donor: Pretrained, path: Pat
     """A donor with its features, which are extracted, or read from `path` if they are there."""
     pipeline = donor_pipeline(config, dataset, donor)
     if not hosts.exists(path):
-        # before the minutes are spent; features hold the kernels again, and Gram matrices that are rarely as large
+        # Asked before the extraction, which may take long. Features hold the kernels, and Gram matrices that are
+        # mostly smaller.
         arrays.require_space(path.parent, donor.variables)
         section = config.features
         images = feature_images(config, dataset)

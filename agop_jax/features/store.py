@@ -30,6 +30,9 @@ def save_features(
       path: must not exist: nothing saved is overwritten.
       features: as `extract` returns them.
       metadata: JSON values worth keeping: model, data, number of images, outputs, method.
+
+    Raises:
+      UserError: the path exists, there is no space for it, or two layers of a file have one name.
     """
     layers = [_static(layer) for layer in features.values()]
     if not tensors.is_tensor_file(path):

@@ -34,7 +34,8 @@ def _finite(value: Any) -> Any:
 def _write_events(directory: Path, history: list[dict[str, Any]]) -> None:
     """Event files are named by time, so those of an interrupted call are removed first; nothing else of the folder.
 
-    The file is written here. `SummaryWriter` writes in a thread, and waits for it without an end once a disk is full.
+    The file is written in this thread. `SummaryWriter` has a thread of its own, for which it waits for ever once a disk
+    is full.
     """
     from tensorboardX import RecordWriter  # which imports PyTorch where it is installed: seconds
 

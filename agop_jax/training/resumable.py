@@ -160,7 +160,7 @@ def _manager_options() -> ocp.CheckpointManagerOptions:
     """Two checkpoints are kept, so that one is always whole; of several processes all take part."""
     options = ocp.CheckpointManagerOptions(max_to_keep=2, create=False, async_options=DIRECTORIES_FIRST)
     if hosts.several():
-        # named one by one they meet at barriers with a time limit; else in collectives, which wait without an end
+        # Orbax has processes that are named meet at barriers with a time limit. Otherwise it uses collectives.
         everyone = set(range(jax.process_count()))
         options.multiprocessing_options = ocp.options.MultiprocessingOptions(active_processes=everyone)
     return options
